@@ -1,0 +1,96 @@
+"""What a compile reports: the figures of `manifest.json` and of `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Held:
+    """A masked channel that could not be removed, and the operator that held it.
+
+    Attributes:
+        domain: The domain.
+        value: The tensor whose channels stayed.
+        axis: The axis of that tensor.
+        channels: How many masked channels stayed.
+        operator: The operator type that needs them, such as `LayerNormalization`.
+        node: The node's name.
+        reason: Why the operator needs them.
+    """
+
+    domain: str
+    value: str
+    axis: int
+    channels: int
+    operator: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One convolution or matrix product of one domain; parameters count weights without biases.
+
+    Attributes:
+        name: The weight's name.
+        kind: The operator type.
+        params_dense: Elements of the whole weight.
+        params_used: Elements that masks and dead code leave.
+        params_emitted: Elements of the emitted weight.
+        macs_dense: Multiply-accumulates at the example input with batch 1.
+        macs_emitted: The same for the emitted operator.
+    """
+
+    name: str
+    kind: str
+    params_dense: int
+    params_used: int
+    params_emitted: int
+    macs_dense: int
+    macs_emitted: int
+
+
+@dataclass(frozen=True)
+class DomainReport:
+    """The figures of one domain; parameters count weights without biases and norms."""
+
+    params_dense: int
+    params_used: int
+    params_emitted: int
+    macs_dense: int
+    macs_emitted: int
+    max_abs_error: float
+    max_rel_error: float
+    layers: tuple[LayerFigures, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """The figures of one compile.
+
+    Attributes:
+        domains: Figures per domain, in the checkpoint's order.
+        params_union: Weight elements that at least one domain uses: what must be stored.
+        params_intersection: Weight elements that all domains use.
+        bytes_shared: Bytes of the weight file that two or more domains name.
+        bytes_private: Bytes of the weight file that one domain names.
+        seconds: Wall-clock time of the compile.
+        held: Every place where a masked channel could not be removed.
+    """
+
+    domains: dict[str, DomainReport]
+    params_union: int
+    params_intersection: int
+    bytes_shared: int
+    bytes_private: int
+    seconds: float
+    held: tuple[Held, ...] = ()
+    version: int = field(default=VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as plain JSON types, keys as the contract names them."""
+        return asdict(self)
