@@ -78,7 +78,8 @@ class CompileReport:
         params_intersection: Weight elements that all domains use.
         bytes_shared: Bytes of the weight file that two or more domains name.
         bytes_private: Bytes of the weight file that one domain names.
-        seconds: Wall-clock time of the compile.
+        seconds: Wall-clock time of the compile; None in a bundle, which is the same whenever it was
+            made.
         held: Every place where a masked channel could not be removed.
     """
 
@@ -87,7 +88,7 @@ class CompileReport:
     params_intersection: int
     bytes_shared: int
     bytes_private: int
-    seconds: float
+    seconds: float | None
     held: tuple[Held, ...] = ()
     version: int = field(default=VERSION)
 

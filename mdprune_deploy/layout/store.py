@@ -1,8 +1,9 @@
 """The shared weight file: every distinct tensor once, placed so that it can be mapped.
 
 `weights.bin` is tensor bytes and zero padding, nothing else; whoever names a tensor keeps its
-offset and length. Tensors of a page or more start on a page, so that a runtime maps them without a copy;
-smaller ones start on a cache line, in the gap that the tensor before them left in its last page.
+offset and length. Tensors of a page or more start on a page, so that a runtime maps them without
+a copy; smaller ones start on a cache line, in the gap that the tensor before them left in its
+last page.
 
 Two tensors are the same when their bytes are the same, whatever their shapes and dtypes: a hash
 finds the candidates, a comparison of the bytes read back from the file decides. Only hashes and
