@@ -1,0 +1,1 @@
+"""The targets: what a domain's finished graph becomes on disk."""
