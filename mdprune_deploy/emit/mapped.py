@@ -13,6 +13,7 @@ than 6 % (768x768 by 196 rows: 5 %), but a product with 8 rows takes 1.8 times a
 
 from __future__ import annotations
 
+import errno
 import math
 import tempfile
 from pathlib import Path
@@ -73,28 +74,44 @@ def write_mapped(
     )
 
 
+_REFUSALS = (ort_state.Fail, ort_state.InvalidGraph, ort_state.NotImplemented)
+
+
 def _optimise(source: Path, folder: Path, domain: str) -> Path:
     """Saves what ONNX Runtime makes of a model for this host, weights in a file of their own."""
     target = folder / "optimised.onnx"
+    try:
+        _open_and_save(source, target)
+    except _REFUSALS as error:
+        _explain(source, domain)
+        full = "ONNX Runtime could not save the optimised model; is the disk full?"
+        raise OSError(errno.ENOSPC, full) from error
+    return target
+
+
+def _open_and_save(source: Path, target: Path | None) -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns that the model is for this hardware only
+    options.log_severity_level = 4  # saving warns that the model is for this hardware only
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.optimized_model_filepath = str(target)
-    for key, value in {
-        "session.optimized_model_external_initializers_file_name": "optimised.bin",
-        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-        "session.disable_prepacking": "1",
-    }.items():
-        options.add_session_config_entry(key, value)
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    if target is not None:
+        options.optimized_model_filepath = str(target)
+        key = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{key}_file_name", f"{target.stem}.bin")
+        options.add_session_config_entry(f"{key}_min_size_in_bytes", "1024")
+    onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
+
+
+def _explain(source: Path, domain: str) -> None:
+    """Raises if ONNX Runtime refuses the model itself, whether or not it can save another."""
     try:
-        onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
-    except (ort_state.Fail, ort_state.InvalidGraph, ort_state.NotImplemented) as error:
+        _open_and_save(source, None)
+    except _REFUSALS as error:
         raise UnsupportedGraphError(
             f"domain {domain!r}: ONNX Runtime {onnxruntime.__version__} does not take the emitted "
             f"model: {error}"
         ) from error
-    return target
 
 
 def _profits_from_prepacking(model: onnx.ModelProto) -> bool:

@@ -1,0 +1,53 @@
+"""The engines: what runs one domain of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mdprune_deploy.bundle import Bundle, read_bundle
+from mdprune_deploy.engines.base import Array, Engine
+from mdprune_deploy.engines.ort import OnnxRuntimeEngine, Variant
+from mdprune_deploy.errors import BackendUnavailableError, UsageError
+
+__all__ = ["ENGINES", "Array", "Engine", "load"]
+
+ENGINES = ("native", "onnxruntime", "tensorrt")
+
+
+def load(
+    bundle_dir: str | Path | Bundle,
+    domain: str,
+    engine: str = "native",
+    threads: int = 1,
+    *,
+    variant: Variant | None = None,
+) -> Engine:
+    """Loads one domain of a bundle.
+
+    Args:
+        bundle_dir: The bundle's directory, or a bundle read before: many domains load faster if
+            the manifest is read once.
+        domain: The domain's name.
+        engine: `"native"`, `"onnxruntime"` or `"tensorrt"`.
+        threads: Threads that one call uses.
+        variant: For `"onnxruntime"`: `"portable"` or `"mapped"` to insist on one.
+
+    Returns:
+        The engine; `engine(x)` runs it and `engine.variant` tells what runs.
+
+    Raises:
+        BackendUnavailableError: The engine is not here; the message says what to do.
+        BundleError: The bundle or the domain's model cannot be read.
+        UsageError: The domain, the engine or another argument is unknown.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+    bundle = bundle_dir if isinstance(bundle_dir, Bundle) else read_bundle(bundle_dir)
+    models = bundle.manifest.models
+    if domain not in models:
+        raise UsageError(f"unknown domain {domain!r}; {bundle.root} has {', '.join(models)}")
+    if engine != "onnxruntime":
+        raise BackendUnavailableError(
+            f"this version of mdprune has no {engine} engine; use the onnxruntime engine"
+        )
+    return OnnxRuntimeEngine(bundle.root, domain, models[domain], threads, variant)
