@@ -1,0 +1,1 @@
+"""From one graph for all domains to one narrowed graph per domain."""

@@ -1,0 +1,199 @@
+"""Counts: what each domain has, uses and emits, and what the domains share.
+
+Parameters are weight elements of convolutions and matrix products, without biases and norms. A
+channel pair is used where its weight is not zero, its filter is needed and live, and its input
+channel is live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..report import Held, LayerFigures
+from .bind import WeightUse
+from .elements import Needed, along, elements, indices_of, sizes
+from .facts import Facts
+from .operators import mixing, operator, product
+
+
+@dataclass(frozen=True, eq=False)
+class UsedPairs:
+    """The used set of one weight in one domain.
+
+    Attributes:
+        pairs: Bool, shape `(filters, channels per group)`.
+        kernel: Weight elements per pair.
+    """
+
+    pairs: Needed
+    kernel: int
+
+    @property
+    def params(self) -> int:
+        """Used weight elements."""
+        return int(self.pairs.sum()) * self.kernel
+
+
+def products(
+    graph: ir.Graph, facts: Facts
+) -> Iterator[tuple[ir.Node, product.Product, product.Layer]]:
+    """Yields every convolution and matrix product with a constant weight."""
+    for node in graph:
+        entry = operator(node)
+        if isinstance(entry, product.Product):
+            yield node, entry, entry.layer(node, facts)
+
+
+def used_pairs(node: ir.Node, entry: product.Product, facts: Facts) -> UsedPairs:
+    """Returns the pairs that a domain's outputs depend on through one node."""
+    layer = entry.layer(node, facts)
+    need = facts.needed.get(node.outputs[0])
+    if need is None:
+        return UsedPairs(np.zeros_like(layer.pairs), layer.kernel)
+    rows = along(need, layer.out_axis, layer.filters)
+    live = np.isnan(layer.by_filter(entry.channel_constants(node, facts)))
+    return UsedPairs(layer.pairs & rows[:, None] & live, layer.kernel)
+
+
+def used_sets(graph: ir.Graph, facts: Facts) -> dict[WeightUse, UsedPairs]:
+    """Returns the used set of every weight; a weight that is read twice counts once."""
+    found: dict[WeightUse, UsedPairs] = {}
+    for node, entry, _ in products(graph, facts):
+        own = used_pairs(node, entry, facts)
+        use = node.meta["weight"]
+        before = found.get(use)
+        pairs = own.pairs if before is None else before.pairs | own.pairs
+        found[use] = UsedPairs(pairs, own.kernel)
+    return found
+
+
+def layer_figures(graph: ir.Graph, facts: Facts) -> tuple[LayerFigures, ...]:
+    """Returns the figures of every product, in graph order.
+
+    A weight's parameters are counted where it is read first.
+    """
+    rows: list[LayerFigures] = []
+    used = used_sets(graph, facts)
+    seen: set[WeightUse] = set()
+    for node, entry, layer in products(graph, facts):
+        use = node.meta["weight"]
+        first = use not in seen
+        seen.add(use)
+        emitted = _emitted_pairs(node, entry, layer, facts)
+        rows.append(
+            LayerFigures(
+                name=use.name,
+                kind=node.op_type,
+                params_dense=layer.weight.size if first else 0,
+                params_used=used[use].params if first else 0,
+                params_emitted=emitted * layer.kernel,
+                macs_dense=entry.macs(layer, node, facts, layer.pairs.size),
+                macs_emitted=entry.macs(layer, node, facts, emitted),
+            )
+        )
+    rows.extend(_activation_products(graph, facts))
+    return tuple(rows)
+
+
+def _emitted_pairs(
+    node: ir.Node, entry: product.Product, layer: product.Layer, facts: Facts
+) -> int:
+    output = node.outputs[0]
+    if output not in facts.kept:
+        return 0
+    filters = indices_of(facts.kept[output], layer.out_axis, layer.filters)
+    read = facts.required[node, entry.data(node)].sets
+    channels = len(indices_of(read, layer.in_axis, layer.channels))
+    groups = len(np.unique(filters // (layer.filters // layer.groups)))
+    return len(filters) * channels // groups
+
+
+def _activation_products(graph: ir.Graph, facts: Facts) -> Iterator[LayerFigures]:
+    for node in graph:
+        if isinstance(operator(node), mixing.ActivationProduct) and node.inputs[0] is not None:
+            output = node.outputs[0]
+            contracted = facts.shape(node.inputs[0])[-1]
+            dense = int(np.prod(facts.shape(output))) * contracted // facts.trace.batch
+            emitted = 0
+            if output in facts.kept:
+                kept = sizes(facts.kept[output], facts.shape(output))
+                emitted = int(np.prod(kept)) * contracted // facts.trace.batch
+            yield LayerFigures(node.name or "", node.op_type, 0, 0, 0, dense, emitted)
+
+
+def union_and_intersection(
+    domains: Mapping[str, Mapping[WeightUse, UsedPairs]],
+) -> tuple[int, int]:
+    """Returns the weight elements that some domain uses and those that all domains use."""
+    union: dict[WeightUse, UsedPairs] = {}
+    count: dict[WeightUse, int] = {}
+    common: dict[WeightUse, Needed] = {}
+    for sets in domains.values():
+        for use, used in sets.items():
+            before = union.get(use)
+            union[use] = used if before is None else UsedPairs(before.pairs | used.pairs,
+                                                               used.kernel)  # fmt: skip
+            common[use] = used.pairs if before is None else common[use] & used.pairs
+            count[use] = count.get(use, 0) + 1
+    total = sum(used.params for used in union.values())
+    shared = sum(
+        int(pairs.sum()) * union[use].kernel
+        for use, pairs in common.items()
+        if count[use] == len(domains)
+    )
+    return total, shared
+
+
+def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
+    """Lists every operator that keeps channels which the masks would have removed."""
+    found: list[Held] = []
+    for (node, index), requirement in facts.required.items():
+        entry = operator(node)
+        value = node.inputs[index]
+        if value is None or value.is_graph_input():
+            continue
+        shape = facts.shape(value)
+        need = facts.needed.get(value, np.zeros((1,) * len(shape), dtype=np.bool_))
+        if not entry.mixes and not _meets_live(node, value, facts):
+            continue
+        read = elements(requirement.sets, shape)
+        for axis in sorted(facts.free[value] | _mixed(entry, node, facts)):
+            idle = along(read, axis, shape[axis]) & ~along(need, axis, shape[axis])
+            count = int(idle.sum()) or _beyond_output(entry, node, axis, facts)
+            if count and value.name is not None:
+                found.append(
+                    Held(domain, value.name, axis, count, node.op_type, node.name or "",
+                         entry.reason(node, facts))
+                )  # fmt: skip
+    return found
+
+
+def _mixed(entry: object, node: ir.Node, facts: Facts) -> frozenset[int]:
+    return entry.axes(node, facts) if isinstance(entry, mixing.Mixing) and entry.mixes \
+        else frozenset()  # fmt: skip
+
+
+def _beyond_output(entry: object, node: ir.Node, axis: int, facts: Facts) -> int:
+    """Counts channels that only a mixing operator reads: what it makes of them is dropped."""
+    output = node.outputs[0]
+    shape = facts.shape(output)
+    if axis not in _mixed(entry, node, facts) or axis >= len(shape):
+        return 0
+    source = node.inputs[0]
+    need = facts.needed.get(output)
+    if need is None or source is None or shape[axis] != facts.size(source, axis):
+        return 0
+    return int((~along(need, axis, shape[axis])).sum())
+
+
+def _meets_live(node: ir.Node, value: ir.Value, facts: Facts) -> bool:
+    """Tells whether a per-element operator is where a constant channel meets a live one."""
+    output = node.outputs[0]
+    if len(facts.shape(output)) != len(facts.shape(value)) or facts.is_live(value):
+        return False
+    fixed = ~np.isnan(facts.known_of(value))
+    return bool((fixed & np.isnan(facts.known_of(output))).any())

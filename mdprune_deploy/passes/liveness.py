@@ -1,0 +1,79 @@
+"""What is constant, and what the outputs depend on: one sweep forwards, one backwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .elements import Needed, compress, elements, live
+from .facts import Facts
+from .operators import operator
+from .operators.base import ones
+from .trace import Trace
+
+
+def analyze(graph: ir.Graph, trace: Trace) -> Facts:
+    """Finds the constant elements, the narrowable axes and the needed elements of a graph."""
+    facts = Facts(trace)
+    for value in graph.inputs:
+        rank = len(facts.shape(value))
+        facts.known[value] = live(rank)
+        facts.free[value] = frozenset(range(1, min(rank, 2))) - facts.varying(value)
+    for node in graph:
+        entry = operator(node)
+        facts.known.update(zip(node.outputs, entry.known(node, facts), strict=False))
+        facts.free.update(zip(node.outputs, entry.free(node, facts), strict=False))
+    _propagate_need(graph, facts)
+    return facts
+
+
+def _propagate_need(graph: ir.Graph, facts: Facts) -> None:
+    for value in graph.outputs:
+        facts.needed[value] = ones(len(facts.shape(value)))
+    for node in reversed(list(graph)):
+        needed: list[Needed | None] = []
+        for value in node.outputs:
+            need = facts.needed.get(value)
+            if need is not None:
+                need = need & np.isnan(facts.known_of(value))
+            needed.append(need if need is not None and need.any() else None)
+        if all(need is None for need in needed):
+            continue
+        for value, need in zip(
+            node.inputs, operator(node).dependence(node, needed, facts), strict=True
+        ):
+            if value is None or need is None or value.is_initializer():
+                continue
+            need = need & np.isnan(facts.known_of(value))
+            before = facts.needed.get(value)
+            facts.needed[value] = compress(need if before is None else before | need)
+
+
+def place(graph: ir.Graph, facts: Facts) -> None:
+    """Chooses what every value keeps and what every node reads, outputs first.
+
+    Every emitted element has the value that it has in the masked dense model; the sets only grow
+    where an operator cannot be narrowed as far as its readers would allow.
+    """
+    demanded: dict[ir.Value, Needed] = {
+        value: ones(len(facts.shape(value))) for value in graph.outputs
+    }
+    for value in graph.inputs:
+        facts.kept[value] = (None,) * len(facts.shape(value))
+    for node in reversed(list(graph)):
+        wanted = [demanded.get(value) for value in node.outputs]
+        if all(want is None for want in wanted):
+            continue
+        entry = operator(node)
+        for value, sets in zip(node.outputs, entry.place(node, wanted, facts), strict=False):
+            if sets is not None:
+                facts.kept[value] = sets
+        for index, requirement in enumerate(entry.require(node, facts)):
+            value_in = node.inputs[index]
+            if requirement is None or value_in is None or value_in.is_initializer():
+                continue
+            facts.required[node, index] = requirement
+            want = elements(requirement.sets, facts.shape(value_in))
+            before = demanded.get(value_in)
+            demanded[value_in] = want if before is None else compress(before | want)
+

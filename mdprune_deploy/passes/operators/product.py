@@ -1,0 +1,454 @@
+"""Convolutions and matrix products with a constant weight.
+
+All are `y[o] = bias[o] + sum_i W[o, i] * x[g(o), i]` over channels, `*` a spatial correlation or
+the product of two numbers, g(o) the filter's group. A channel pair (o, i) counts where the weight
+between them is not zero.
+
+Constant input channels. Let x[i] = c_i everywhere. Away from the border the pairs of constant
+channels add `sum_i c_i sum_k W[o, i, k]`, a bias. At a zero-padded border they add less, by the
+kernel positions that fall outside, so the bias would be wrong there. One constant channel r is
+kept instead, with the weight `sum_i (c_i / c_r) W[o, i, k]`: exact at every position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from ...evaluate import Array, attribute, constant_array, window
+from ..elements import Known, Needed, Sets, along, closure, compress, elements, indices_of
+from ..facts import Facts, Requirement
+from .base import Operator, constant_operands, register
+
+if TYPE_CHECKING:
+    from ..emit_graph import Builder
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One product in its canonical form.
+
+    Attributes:
+        weight: Shape `(filters, channels per group, *kernel)`.
+        bias: Shape `(filters,)`.
+        groups: Number of groups.
+        in_axis: The channel axis of the input.
+        out_axis: The channel axis of the output.
+        border: Whether the input is padded, so that a constant channel makes a pattern.
+        pointwise: Whether axes other than the channel's map one to one.
+    """
+
+    weight: Array
+    bias: Array
+    groups: int
+    in_axis: int
+    out_axis: int
+    border: bool
+    pointwise: bool
+
+    @property
+    def filters(self) -> int:
+        """Output channels."""
+        return int(self.weight.shape[0])
+
+    @property
+    def channels(self) -> int:
+        """Input channels."""
+        return int(self.weight.shape[1]) * self.groups
+
+    @property
+    def kernel(self) -> int:
+        """Weight elements per channel pair."""
+        return int(np.prod(self.weight.shape[2:], dtype=np.int64))
+
+    @cached_property
+    def pairs(self) -> Needed:
+        """Whether the weight of a pair is not zero, shape `(filters, channels per group)`."""
+        nonzero = self.weight != 0.0
+        return nonzero.any(axis=tuple(range(2, nonzero.ndim))) if nonzero.ndim > 2 else nonzero
+
+    def by_filter(self, per_channel: Array) -> Array:
+        """Spreads one entry per channel over the pairs, shape `(filters, channels per group)`."""
+        split = per_channel.reshape(self.groups, -1)
+        return np.repeat(split, self.filters // self.groups, axis=0)
+
+    def by_channel(self, per_pair: Needed) -> Needed:
+        """Reduces pairs to channels by `any`, shape `(channels,)`."""
+        per_group = per_pair.reshape(self.groups, self.filters // self.groups, -1)
+        return per_group.any(axis=1).reshape(-1)
+
+
+class Product(Operator):
+    """The shared algebra; subclasses translate to and from one ONNX operator."""
+
+    def applies(self, node: ir.Node) -> bool:
+        return "weight" in node.meta and constant_operands(node, self.data(node))
+
+    def layer(self, node: ir.Node, facts: Facts) -> Layer:
+        """Returns the canonical form of a node."""
+        cached = node.meta.get("layer")
+        if cached is None:
+            cached = node.meta["layer"] = self.canonical(node, facts)
+        assert isinstance(cached, Layer)
+        return cached
+
+    def canonical(self, node: ir.Node, facts: Facts) -> Layer:
+        """Reads the canonical form off the node."""
+        raise NotImplementedError
+
+    def data(self, node: ir.Node) -> int:
+        """Returns which input carries the activations."""
+        return 0
+
+    def filter_cost(self, node: ir.Node, facts: Facts) -> int:
+        """Returns the multiply-accumulates of one output element."""
+        layer = self.layer(node, facts)
+        return int(layer.weight.shape[1]) * layer.kernel
+
+    def macs(self, layer: Layer, node: ir.Node, facts: Facts, pairs: int) -> int:
+        """Returns the multiply-accumulates that a number of channel pairs costs, at batch 1."""
+        shape = facts.shape(node.outputs[0])
+        positions = int(np.prod(shape, dtype=np.int64)) // shape[layer.out_axis]
+        return positions * pairs * layer.kernel // facts.trace.batch
+
+    def channel_constants(self, node: ir.Node, facts: Facts) -> Known:
+        """Returns the constant of each input channel, NaN where it is live or not uniform."""
+        layer = self.layer(node, facts)
+        value = node.inputs[self.data(node)]
+        assert value is not None
+        known = np.moveaxis(facts.known_of(value), layer.in_axis, 0)
+        flat = known.reshape(known.shape[0], -1)
+        first = flat[:, 0]
+        uniform = np.where((flat == first[:, None]).all(axis=1), first, np.nan)
+        return np.broadcast_to(uniform, (layer.channels,))
+
+    def known(self, node: ir.Node, facts: Facts) -> list[Known]:
+        layer = self.layer(node, facts)
+        constants = layer.by_filter(self.channel_constants(node, facts))
+        acting = layer.pairs & ~(constants == 0.0)
+        alive = (acting & (np.isnan(constants) | layer.border)).any(axis=1)
+        rank = len(facts.shape(node.outputs[0]))
+        if alive.all():
+            return [np.full((1,) * rank, np.nan)]
+        sums = layer.weight.reshape(*layer.weight.shape[:2], -1).sum(axis=2)
+        values = layer.bias + (np.nan_to_num(constants) * sums).sum(axis=1)
+        shape = [-1 if axis == layer.out_axis else 1 for axis in range(rank)]
+        return [compress(np.where(alive, np.nan, values).reshape(shape))]
+
+    def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
+        layer = self.layer(node, facts)
+        axes = {layer.out_axis}
+        value = node.inputs[self.data(node)]
+        assert value is not None
+        if layer.pointwise:
+            axes |= facts.free[value] - {layer.in_axis}
+        return [frozenset(axes)]
+
+    def dependence(
+        self, node: ir.Node, needed: Sequence[Needed | None], facts: Facts
+    ) -> list[Needed | None]:
+        layer = self.layer(node, facts)
+        need = needed[0]
+        assert need is not None
+        rows = along(need, layer.out_axis, layer.filters)
+        channels = layer.by_channel(layer.pairs & rows[:, None])
+        return self._at_data(node, self._spread(layer, channels, need))
+
+    def _spread(self, layer: Layer, channels: Needed, need: Needed) -> Needed:
+        """Places channels on the input's axes; the other axes are passed on or read whole."""
+        shape = [-1 if axis == layer.in_axis else 1 for axis in range(need.ndim)]
+        spread = channels.reshape(shape)
+        if layer.pointwise:
+            spread = spread & need.any(axis=layer.out_axis, keepdims=True)
+        return spread
+
+    def _at_data(self, node: ir.Node, item: Needed) -> list[Needed | None]:
+        return [item if index == self.data(node) else None for index in range(len(node.inputs))]
+
+    def place(
+        self, node: ir.Node, demanded: Sequence[Needed | None], facts: Facts
+    ) -> list[Sets | None]:
+        """Keeps the demanded filters; groups that stay keep equally many."""
+        need = demanded[0]
+        assert need is not None
+        layer = self.layer(node, facts)
+        output = node.outputs[0]
+        sets = list(closure(need, facts.shape(output), facts.free[output]))
+        if layer.groups > 1:
+            kept = np.zeros(layer.filters, dtype=np.bool_)
+            kept[indices_of(tuple(sets), layer.out_axis, layer.filters)] = True
+            sets[layer.out_axis] = np.flatnonzero(_balance(kept.reshape(layer.groups, -1)))
+        return [tuple(sets)]
+
+    def require(self, node: ir.Node, facts: Facts) -> list[Requirement | None]:
+        layer = self.layer(node, facts)
+        value = node.inputs[self.data(node)]
+        assert value is not None
+        output = node.outputs[0]
+        kept = facts.kept[output]
+        channels = np.zeros(layer.channels, dtype=np.bool_)
+        channels[self._read_channels(node, facts)] = True
+        needed = self._spread(layer, channels, elements(kept, facts.shape(output)))
+        sets = closure(needed, facts.shape(value), facts.free[value])
+        return [
+            Requirement(sets) if index == self.data(node) else None
+            for index in range(len(node.inputs))
+        ]
+
+    def _live_rows(self, node: ir.Node, facts: Facts) -> tuple[Array, Needed]:
+        """Returns the kept filters and, for each, whether it computes anything."""
+        layer = self.layer(node, facts)
+        output = node.outputs[0]
+        kept = indices_of(facts.kept[output], layer.out_axis, layer.filters)
+        return kept, np.isnan(self._row_constants(node, facts))[kept]
+
+    def _row_constants(self, node: ir.Node, facts: Facts) -> Known:
+        layer = self.layer(node, facts)
+        known = facts.known_of(node.outputs[0])
+        moved = np.moveaxis(known, layer.out_axis, 0)
+        return np.broadcast_to(moved.reshape(moved.shape[0], -1)[:, 0], (layer.filters,))
+
+    def _acting(self, node: ir.Node, facts: Facts) -> tuple[Needed, Known]:
+        """Returns the pairs that act on kept live filters, and the pairs' constants."""
+        layer = self.layer(node, facts)
+        kept, alive = self._live_rows(node, facts)
+        rows = np.zeros(layer.filters, dtype=np.bool_)
+        rows[kept[alive]] = True
+        return layer.pairs & rows[:, None], self.channel_constants(node, facts)
+
+    def representatives(self, node: ir.Node, facts: Facts) -> dict[int, int]:
+        """Returns, per group, the constant channel that carries all of them over a border."""
+        layer = self.layer(node, facts)
+        acting, constants = self._acting(node, facts)
+        candidates = layer.by_channel(acting) & ~np.isnan(constants) & (constants != 0.0)
+        if not layer.border or not candidates.any():
+            return {}
+        size = np.where(candidates, np.abs(np.nan_to_num(constants)), 0.0)
+        best = size.reshape(layer.groups, -1).argmax(axis=1)
+        per_group = layer.channels // layer.groups
+        return {
+            group: int(group * per_group + index)
+            for group, index in enumerate(best)
+            if size[group * per_group + index] > 0.0
+        }
+
+    def _read_channels(self, node: ir.Node, facts: Facts) -> Array:
+        """Returns the input channels that are read, as many in every group that stays."""
+        layer = self.layer(node, facts)
+        acting, constants = self._acting(node, facts)
+        read = layer.by_channel(acting) & np.isnan(constants)
+        read[list(self.representatives(node, facts).values())] = True
+        if layer.groups == 1:
+            return np.flatnonzero(read) if read.any() else np.zeros(1, dtype=np.int64)
+        kept, _ = self._live_rows(node, facts)
+        staying = np.zeros((layer.groups, 1), dtype=np.bool_)
+        staying[kept // (layer.filters // layer.groups)] = True
+        per_group = read.reshape(layer.groups, -1)
+        if not per_group.any():
+            per_group[:, 0] = True
+        return np.flatnonzero(_balance(per_group, staying))
+
+    def narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array, int]:
+        """Returns the emitted weight, bias and number of groups, in canonical form."""
+        layer = self.layer(node, facts)
+        kept, alive = self._live_rows(node, facts)
+        requirement = facts.required[node, self.data(node)]
+        channels = indices_of(requirement.sets, layer.in_axis, layer.channels)
+        constants = self.channel_constants(node, facts)
+        per_filter = layer.by_filter(constants)
+        expand = (slice(None), slice(None), *[None] * (layer.weight.ndim - 2))
+        weight = np.where(np.isnan(per_filter)[expand], layer.weight, 0.0)
+        folded = np.nan_to_num(per_filter)[expand] * (layer.weight - weight)
+        representatives = self.representatives(node, facts)
+        per_group = layer.channels // layer.groups
+        rows = layer.filters // layer.groups
+        bias = layer.bias
+        if layer.border:
+            for group, channel in representatives.items():
+                span = slice(group * rows, (group + 1) * rows)
+                weight[span, channel % per_group] = folded[span].sum(axis=1) / constants[channel]
+        else:
+            bias = bias + folded.sum(axis=tuple(range(1, folded.ndim)))
+        fixed = self._row_constants(node, facts)[kept]
+        bias = np.where(alive, bias[kept], np.nan_to_num(fixed))
+        weight = weight[kept] * alive.reshape(-1, *[1] * (weight.ndim - 1))
+        if layer.groups == 1:
+            return weight[:, channels], bias, 1
+        staying = np.unique(kept // rows)
+        local = channels.reshape(len(staying), -1) % per_group
+        columns = np.repeat(local, len(kept) // len(staying), axis=0)
+        weight = np.take_along_axis(weight, columns[expand], axis=1)
+        return weight, bias, len(staying)
+
+    def reason(self, node: ir.Node, facts: Facts) -> str:
+        if self.representatives(node, facts):
+            return "a constant channel makes a pattern at its zero-padded border"
+        if self.layer(node, facts).groups > 1:
+            return "its groups must stay equally wide"
+        return "it needs at least one channel"
+
+
+def _balance(chosen: Needed, staying: Needed | None = None) -> Needed:
+    """Adds channels until every group with any has as many as the widest; shape `(groups, n)`."""
+    chosen = chosen.copy()
+    if staying is None:
+        staying = chosen.any(axis=1, keepdims=True)
+    chosen &= staying
+    width = int(chosen.sum(axis=1).max())
+    for group in np.flatnonzero(staying[:, 0]):
+        missing = width - int(chosen[group].sum())
+        chosen[group, np.flatnonzero(~chosen[group])[:missing]] = True
+    return chosen.reshape(-1)
+
+
+def _bias(facts: Facts, node: ir.Node, index: int, filters: int) -> Array:
+    value = node.inputs[index] if len(node.inputs) > index else None
+    array = facts.constant(value)
+    return np.zeros(filters) if array is None else np.broadcast_to(array.reshape(-1), (filters,))
+
+
+@register("Conv")
+class Conv(Product):
+    """`Conv` of any rank, stride, dilation, padding and number of groups."""
+
+    def canonical(self, node: ir.Node, facts: Facts) -> Layer:
+        weight = facts.constant(node.inputs[1])
+        assert weight is not None and node.inputs[0] is not None
+        geometry = window(node, facts.shape(node.inputs[0]), weight.shape[2:])
+        return Layer(
+            weight=weight,
+            bias=_bias(facts, node, 2, weight.shape[0]),
+            groups=attribute(node, "group", 1),
+            in_axis=1,
+            out_axis=1,
+            border=geometry.padded,
+            pointwise=False,
+        )
+
+    def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
+        weight, bias, groups = self.narrowed(node, build.facts)
+        use = node.meta["weight"]
+        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, use.name)]
+        if bias.any() or len(node.inputs) > 2:
+            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        return build.copy(node, inputs, group=groups)
+
+
+@register("ConvTranspose")
+class ConvTranspose(Product):
+    """`ConvTranspose`; its weight is stored `(channels, filters per group, *kernel)`."""
+
+    def canonical(self, node: ir.Node, facts: Facts) -> Layer:
+        stored = facts.constant(node.inputs[1])
+        assert stored is not None
+        groups = attribute(node, "group", 1)
+        split = stored.reshape(groups, -1, *stored.shape[1:])
+        weight = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *stored.shape[2:])
+        return Layer(
+            weight=weight,
+            bias=_bias(facts, node, 2, weight.shape[0]),
+            groups=groups,
+            in_axis=1,
+            out_axis=1,
+            border=True,  # strided windows overlap unevenly, with or without padding
+            pointwise=False,
+        )
+
+    def macs(self, layer: Layer, node: ir.Node, facts: Facts, pairs: int) -> int:
+        assert node.inputs[0] is not None
+        shape = facts.shape(node.inputs[0])
+        positions = int(np.prod(shape, dtype=np.int64)) // shape[1]
+        return positions * pairs * layer.kernel // facts.trace.batch
+
+    def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
+        weight, bias, groups = self.narrowed(node, build.facts)
+        split = weight.reshape(groups, -1, *weight.shape[1:])
+        stored = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
+        use = node.meta["weight"]
+        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(stored, use.name)]
+        if bias.any() or len(node.inputs) > 2:
+            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        return build.copy(node, inputs, group=groups)
+
+
+@register("Gemm")
+class Gemm(Product):
+    """`alpha * x @ W + beta * b` with a constant weight; anything else is read whole."""
+
+    def applies(self, node: ir.Node) -> bool:
+        if not super().applies(node) or attribute(node, "transA", 0):
+            return False
+        addend = node.inputs[2] if len(node.inputs) > 2 else None
+        return addend is None or sum(size > 1 for size in constant_array(addend).shape[:-1]) == 0
+
+    def canonical(self, node: ir.Node, facts: Facts) -> Layer:
+        stored = facts.constant(node.inputs[1])
+        assert stored is not None
+        weight = stored if attribute(node, "transB", 0) else stored.T
+        return Layer(
+            weight=weight * attribute(node, "alpha", 1.0),
+            bias=_bias(facts, node, 2, weight.shape[0]) * attribute(node, "beta", 1.0),
+            groups=1,
+            in_axis=1,
+            out_axis=1,
+            border=False,
+            pointwise=True,
+        )
+
+    def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
+        weight, bias, _ = self.narrowed(node, build.facts)
+        use = node.meta["weight"]
+        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, use.name)]
+        if bias.any() or len(node.inputs) > 2:
+            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        return build.copy(node, inputs, transB=1, alpha=1.0, beta=1.0)
+
+
+@register("MatMul")
+class MatMul(Product):
+    """`x @ W` or `W @ x` with a constant 2-D weight."""
+
+    def applies(self, node: ir.Node) -> bool:
+        weight = node.inputs[1 - self.data(node)]
+        return super().applies(node) and weight is not None and constant_array(weight).ndim == 2
+
+    def data(self, node: ir.Node) -> int:
+        assert node.inputs[0] is not None
+        return 1 if node.inputs[0].is_initializer() else 0
+
+    def canonical(self, node: ir.Node, facts: Facts) -> Layer:
+        data = self.data(node)
+        stored = facts.constant(node.inputs[1 - data])
+        assert stored is not None
+        rank = len(facts.shape(node.outputs[0]))
+        axis = rank - 1 if data == 0 else rank - 2
+        weight = stored.T if data == 0 else stored
+        return Layer(
+            weight=weight,
+            bias=np.zeros(weight.shape[0]),
+            groups=1,
+            in_axis=axis,
+            out_axis=axis,
+            border=False,
+            pointwise=True,
+        )
+
+    def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
+        weight, bias, _ = self.narrowed(node, build.facts)
+        use = node.meta["weight"]
+        source = build.read(node, self.data(node))
+        if self.data(node) == 0:
+            operands = [source, build.constant(weight.T, use.name)]
+        else:
+            operands = [build.constant(weight, use.name), source]
+            bias = bias[:, None]
+        outputs = build.copy(node, operands)
+        if not bias.any():
+            return outputs
+        shift = build.constant(bias, f"{node.name}.bias")
+        return build.op("Add", [outputs[0], shift], name=f"{node.name}_bias")

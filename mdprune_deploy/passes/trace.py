@@ -1,0 +1,171 @@
+"""Shapes at the example input, and the graph with all shape arithmetic resolved.
+
+A graph with a symbolic batch computes the shapes that it reshapes to. Two evaluations, at the
+example's batch and at one more, tell which numbers follow the batch; everything else becomes a
+constant, and a batch axis becomes ONNX's 0 (copy) or -1 (infer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ..checkpoint import Checkpoint
+from ..evaluate import Array, constant_array, evaluate, evaluate_node
+
+_SHAPE_OPERANDS = {"Reshape": 1, "Expand": 1}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one evaluation at the example input tells.
+
+    Attributes:
+        shapes: Shape of every value, by name.
+        dtypes: Element type of every value, by name.
+        varying: Axes whose size follows the batch, by value name.
+        batch: Length of the batch axis at the example input.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype[np.generic]]
+    varying: dict[str, frozenset[int]]
+    batch: int
+
+
+@dataclass
+class _Observation:
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype[np.generic]]
+    integers: dict[str, Array]
+
+    def __call__(self, value: ir.Value, array: Array) -> None:
+        assert value.name is not None
+        self.shapes[value.name] = tuple(array.shape)
+        self.dtypes[value.name] = array.dtype
+        if array.dtype == np.int64:
+            self.integers[value.name] = array
+
+
+def example_feeds(checkpoint: Checkpoint, extra: int = 0) -> dict[str, Array]:
+    """Returns the example inputs in float64, with `extra` repetitions along the batch axis."""
+    return {
+        name: np.concatenate([array] + [array[:1]] * extra).astype(
+            np.float64 if array.dtype == np.float32 else array.dtype
+        )
+        for name, array in checkpoint.examples.items()
+    }
+
+
+def resolve_shapes(model: ir.Model, checkpoint: Checkpoint) -> Trace:
+    """Replaces shape arithmetic by constants and removes what no output needs, in place."""
+    graph = model.graph
+    fold_constants(graph)
+    first = _observe(graph, example_feeds(checkpoint))
+    second = first
+    if checkpoint.dynamic_batch:
+        second = _observe(graph, example_feeds(checkpoint, extra=1))
+    for node in list(graph):
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.name in first.integers and not value.is_initializer():
+                resolved = _resolve(node, index, first, second)
+                if resolved is not None:
+                    node.replace_input_with(index, add_initializer(graph, resolved, value.name))
+                    if node.op_type == "Reshape":
+                        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+    common.RemoveUnusedNodesPass()(model)
+    varying = {
+        name: frozenset(
+            axis for axis, (a, b) in enumerate(zip(shape, second.shapes[name], strict=True))
+            if a != b
+        )
+        for name, shape in first.shapes.items()
+    }  # fmt: skip
+    batch = next(iter(checkpoint.examples.values())).shape[0]
+    return Trace(first.shapes, first.dtypes, varying, batch)
+
+
+def fold_constants(graph: ir.Graph) -> None:
+    """Evaluates every node that depends on no graph input, in place."""
+    opset = graph.opset_imports[""]
+    for node in list(graph):
+        inputs = [value for value in node.inputs if value is not None]
+        if not all(value.is_initializer() for value in inputs):
+            continue
+        if any(value.is_graph_output() for value in node.outputs):
+            continue
+        arguments = [None if v is None else constant_array(v) for v in node.inputs]
+        for value, array in zip(node.outputs, evaluate_node(node, arguments, opset), strict=False):
+            constant = add_initializer(graph, array, value.name)
+            value.replace_all_uses_with(constant)
+        graph.remove(node, safe=True)
+
+
+def add_initializer(graph: ir.Graph, array: Array, name: str | None) -> ir.Value:
+    """Registers a constant under a name of its own, close to the one asked for."""
+    base = name or "constant"
+    candidate, count = base, 0
+    while candidate in graph.initializers:
+        count += 1
+        candidate = f"{base}_{count}"
+    tensor = ir.tensor(np.ascontiguousarray(array), name=candidate)
+    value = ir.Value(name=candidate, const_value=tensor, shape=ir.Shape(array.shape))
+    value.dtype = tensor.dtype
+    graph.register_initializer(value)
+    return value
+
+
+def _observe(graph: ir.Graph, feeds: dict[str, Array]) -> _Observation:
+    shapes = {name: tuple(array.shape) for name, array in feeds.items()}
+    dtypes = {name: array.dtype for name, array in feeds.items()}
+    for value in graph.initializers.values():
+        assert value.name is not None
+        shapes[value.name] = constant_array(value).shape
+    seen = _Observation(shapes, dtypes, {})
+    evaluate(graph, feeds, observe=seen)
+    return seen
+
+
+def _resolve(
+    node: ir.Node, index: int, first: _Observation, second: _Observation
+) -> Array | None:
+    """Returns the constant that serves a shape operand at every batch, or None."""
+    value, data = node.inputs[index], node.inputs[0]
+    assert value is not None and value.name is not None
+    a, b = first.integers[value.name], second.integers[value.name]
+    if node.op_type == "Reshape" and index == 1:
+        return _reshape_target(node, first, second)
+    if np.array_equal(a, b):
+        return a
+    if _SHAPE_OPERANDS.get(node.op_type) != index or data is None or data.name is None:
+        return None
+    sizes = zip(first.shapes[data.name][::-1], second.shapes[data.name][::-1], strict=True)
+    aligned = [(1, 1)] * (len(a) - len(first.shapes[data.name])) + list(sizes)[::-1]
+    resolved = []
+    for want_a, want_b, have in zip(a, b, aligned, strict=True):
+        if want_a == want_b:
+            resolved.append(int(want_a))
+        elif have == (want_a, want_b):
+            resolved.append(1)  # already that long: nothing to expand
+        else:
+            return None
+    return np.asarray(resolved, dtype=np.int64)
+
+
+def _reshape_target(node: ir.Node, first: _Observation, second: _Observation) -> Array | None:
+    data, output = node.inputs[0], node.outputs[0]
+    assert data is not None and data.name is not None and output.name is not None
+    source = list(zip(first.shapes[data.name], second.shapes[data.name], strict=True))
+    target = list(zip(first.shapes[output.name], second.shapes[output.name], strict=True))
+    resolved = []
+    for axis, (a, b) in enumerate(target):
+        if a == b:
+            resolved.append(a)
+        else:
+            resolved.append(0 if axis < len(source) and source[axis] == (a, b) else -1)
+    if resolved.count(-1) > 1 or (0 in [a for a, _ in target]):
+        return None
+    return np.asarray(resolved, dtype=np.int64)
