@@ -42,6 +42,8 @@ def save_checkpoint(
         UsageError: The file cannot be written.
     """
     check_domains(domains)
+    if not isinstance(model, torch.nn.Module):
+        raise CheckpointError(f"model is a {type(model).__name__}, not a torch.nn.Module")
     exported = export(model, example_inputs, _reshaped(model, domains))
     candidates = readers(exported.model.graph)
     sites = {

@@ -34,6 +34,9 @@ def check_domains(domains: Mapping[str, Domain]) -> None:
         where = f"domain {name!r}"
         if not isinstance(domain, Domain):
             raise CheckpointError(f"{where} is a {type(domain).__name__}, not a Domain")
+        for field, named in (("masks", domain.masks), ("state", domain.state)):
+            if not isinstance(named, Mapping) or not all(isinstance(key, str) for key in named):
+                raise CheckpointError(f"{where}: {field} is not a mapping of names")
         for key, masks in domain.masks.items():
             place = f"{where}: mask on {key!r}"
             if not isinstance(masks, (Mask, Sequence)) or not masks_of(masks):
@@ -41,10 +44,7 @@ def check_domains(domains: Mapping[str, Domain]) -> None:
             for mask in masks_of(masks):
                 _check_mask(place, mask)
         for key, tensor in domain.state.items():
-            if not isinstance(tensor, torch.Tensor):
-                raise CheckpointError(
-                    f"{where}: state {key!r} is a {type(tensor).__name__}, not a tensor"
-                )
+            _check_tensor(f"{where}: state {key!r}", tensor)
         _check_labels(where, domain.labels)
 
 
@@ -71,8 +71,7 @@ def _check_mask(place: str, mask: object) -> None:
     if not isinstance(mask.threshold, (int, float)) or not math.isfinite(mask.threshold):
         raise CheckpointError(f"{place} has threshold {mask.threshold!r}, not a finite number")
     values = mask.values
-    if not isinstance(values, torch.Tensor):
-        raise CheckpointError(f"{place} has values of type {type(values).__name__}, not a tensor")
+    _check_tensor(place, values)
     if values.ndim != 1:
         raise CheckpointError(f"{place} has shape {tuple(values.shape)}; masks have one axis")
     if values.dtype == torch.bool:
@@ -82,6 +81,13 @@ def _check_mask(place: str, mask: object) -> None:
     elif not bool(torch.isfinite(values).all()):
         channel = int((~torch.isfinite(values)).nonzero()[0])
         raise CheckpointError(f"{place} has score {float(values[channel])} at channel {channel}")
+
+
+def _check_tensor(place: str, tensor: object) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(f"{place} is a {type(tensor).__name__}, not a tensor")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise CheckpointError(f"{place} is a sparse, quantized or meta tensor; only plain ones fit")
 
 
 def _check_bits(place: str, values: torch.Tensor) -> None:
@@ -294,13 +300,18 @@ def _check_length(place: str, mask: Mask, reader: Reader, shape: Sequence[int]) 
 
 
 def _check_classes(where: str, domain: Domain, checkpoint: Checkpoint, shapes: Shapes) -> None:
-    """Compares the number of labels with axis 1 of the outputs, where that is known."""
+    """Compares the number of labels with the outputs' classes, where their shapes are known.
+
+    Classes are axis 1; of an output with three axes they may also be the last (token models).
+    """
     if domain.labels is None:
         return
-    outputs = [shapes.get(str(value.name)) for value in checkpoint.model.graph.outputs]
-    sizes = [shape[1] if shape is not None and len(shape) > 1 else None for shape in outputs]
-    known = sorted({size for size in sizes if size is not None})
-    if known and len(known) == len(set(sizes)) and len(domain.labels) not in known:
+    sizes: set[int | None] = set()
+    for value in checkpoint.model.graph.outputs:
+        shape = shapes.get(str(value.name), [])
+        sizes.update(shape[1:] if len(shape) == 3 else shape[1:2] or [None])
+    known = sorted(size for size in sizes if size is not None)
+    if None not in sizes and len(domain.labels) not in known:
         raise CheckpointError(
             f"{where} has {len(domain.labels)} labels but its output has "
             f"{' or '.join(map(str, known))} classes: a domain of its own classes needs a head of "

@@ -230,7 +230,7 @@ def _recognise(path: Path) -> None:
         raise CheckpointError(f"cannot be read: {error.strerror}") from error
     if head[8:9] == b"{":
         return
-    if head.startswith(b"PK") or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5"):
+    if head.startswith(b"PK") or head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):
         raise CheckpointError(
             "is a pickle as torch.save writes it, which is never loaded here because a pickle can "
             "run code; turn it into a checkpoint with `mdprune pack`"
@@ -262,11 +262,12 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
             raise ValueError(f"{name!r} is given twice")
-    return dict(pairs)
+        fields[name] = value
+    return fields
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -380,6 +381,7 @@ def _read_graph(
         _check_proto(proto, [*examples, *data], opset)
         onnx.checker.check_model(proto)
         model: ir.Model = ir.from_proto(proto)
+        _own_constants(model.graph)
     except CheckpointError:
         raise
     except Exception as error:
@@ -398,6 +400,17 @@ def _read_graph(
         value.const_value = ir.tensor(array, name=value.name)
         model.graph.register_initializer(value)
     return model
+
+
+def _own_constants(graph: ir.Graph) -> None:
+    """Decodes the constants now: a wrong length would otherwise be found at first use."""
+    for value in graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR:
+                attribute.as_tensor().numpy()
 
 
 def _check_proto(proto: onnx.ModelProto, inputs: list[str], opset: int) -> None:

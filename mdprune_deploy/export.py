@@ -102,8 +102,6 @@ def _examples(example_inputs: torch.Tensor | Sequence[torch.Tensor]) -> list[tor
 
 
 def _eval_copy(model: torch.nn.Module) -> torch.nn.Module:
-    if not isinstance(model, torch.nn.Module):
-        raise CheckpointError(f"model is a {type(model).__name__}, not a torch.nn.Module")
     # Tensors that a forward pass left on a module (the old weight_norm) refuse to be copied.
     memo: dict[int, object] = {
         id(value): value.detach().clone()
@@ -359,8 +357,11 @@ def _check_against(network: torch.nn.Module, graph: ir.Graph, examples: list[tor
         x + torch.randn(x.shape, generator=generator) if x.is_floating_point() else x
         for x in examples
     ]
-    with torch.no_grad(), _quiet():
-        expected = _flatten(network(*inputs))
+    try:
+        with torch.no_grad(), _quiet():
+            expected = _flatten(network(*inputs))
+    except Exception as error:
+        raise UnsupportedGraphError(f"the model fails on its examples: {_reason(error)}") from error
     feeds = {str(value.name): x.numpy() for value, x in zip(graph.inputs, inputs, strict=True)}
     actual = evaluate(graph, feeds)
     if len(expected) != len(actual):

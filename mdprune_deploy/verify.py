@@ -18,6 +18,7 @@ from .errors import VerificationError
 from .evaluate import Array, evaluate
 from .passes.bind import bind
 from .passes.emit_graph import Origin
+from .passes.lower import to_float32
 from .passes.trace import example_feeds
 
 GRAPH_TOLERANCE = 1e-9
@@ -231,4 +232,26 @@ def first_difference(
             found.append(f"{node.op_type} {node.name!r}" if node is not None else str(value.name))
 
     evaluate(emitted, feeds, observe=compare)
+    return found[0] if found else None
+
+
+def first_rounding(model: ir.Model, feeds: Feeds) -> str | None:
+    """Returns the first node whose value in float32 is farther off than the contract allows."""
+    values: dict[str, Array] = {}
+    evaluate(model.graph, feeds, observe=lambda v, array: values.update({str(v.name): array}))
+    found: list[str] = []
+
+    def compare(value: ir.Value, array: Array) -> None:
+        expected = values.get(str(value.name))
+        if found or expected is None or expected.dtype.kind != "f":
+            return
+        if deviation(expected, array)[1] > ARTIFACT_TOLERANCE:
+            node = value.producer()
+            found.append(f"{node.op_type} {node.name!r}" if node is not None else str(value.name))
+
+    narrow = {
+        name: array.astype(np.float32) if array.dtype == np.float64 else array
+        for name, array in feeds.items()
+    }
+    evaluate(to_float32(model).graph, narrow, observe=compare)
     return found[0] if found else None
