@@ -14,7 +14,6 @@ A channel's score is above zero exactly where its switch is on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from torch import nn
 
 from mdprune_deploy.domain import Domain, Mask
 
-Style = Literal["regular", "learned"]
 Floats = NDArray[np.float64]
 Scores = dict[str, Floats]
 RATES = (0.2, 0.9)
@@ -37,7 +35,7 @@ def make_domains(
     count: int = 6,
     keep: float = 0.5,
     common: float = 0.35,
-    style: Style = "regular",
+    style: str = "regular",
     seed: int = 0,
     *,
     scores: bool = False,
@@ -50,7 +48,7 @@ def make_domains(
         keep: Share of the maskable weights that a domain keeps: exact up to rounding per layer in
             the regular style, the size-weighted mean in the learned one.
         common: Of the kept channels, the share that all domains keep.
-        style: `"regular"` or `"learned"`.
+        style: A key of `STYLES`.
         seed: Same seed, same domains.
         scores: Give float scores with threshold 0 instead of bool switches.
 
@@ -59,10 +57,9 @@ def make_domains(
     """
     rng = np.random.default_rng(seed)
     layers = masked_convolutions(model)
-    make = {"regular": regular_scores, "learned": learned_scores}[style]
     classes = np.geomspace(10, 1000, count).round().astype(int)
     domains = {}
-    for index, values in enumerate(make(layers, count, keep, common, rng)):
+    for index, values in enumerate(STYLES[style](layers, count, keep, common, rng)):
         tensors = {weight: torch.from_numpy(v.astype(np.float32)) for weight, v in values.items()}
         domains[f"domain{index}"] = Domain(
             {weight: Mask(v if scores else v > 0, "in") for weight, v in tensors.items()},
@@ -202,3 +199,7 @@ def own_parameters(
 def to_tensor(values: Floats) -> torch.Tensor:
     """Returns `values` as a float32 tensor."""
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
+
+
+STYLES = {"regular": regular_scores, "learned": learned_scores}
+"""The styles of masks by name: `f(layers, count, keep, common, rng) -> scores per domain`."""
