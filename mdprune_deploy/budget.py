@@ -165,8 +165,9 @@ def project(
             for mask, switches in zip(groups[name], on[name], strict=True):
                 if importance_of(mask, fit) is not None:
                     switches &= row[layout.slices[key_of(mask)]]
-    still_over = shares_over(budget, groups, on, metric, used_share)
-    if still_over:  # `used_share` counts what no mask removes.
+    cut = {name: groups[name] for name in over}
+    still_over = shares_over(budget, cut, on, metric, used_share)
+    if still_over:  # `used_share` may count what no mask removes.
         raise BudgetError(over_budget_message(still_over, players, budget, metric, fit))
     return Selection(on, game.objective(rows), independent, game.bound(), rounds)
 
