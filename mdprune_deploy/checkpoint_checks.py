@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 import onnx.shape_inference
+import onnx_ir as ir
 import torch
 
 from .checkpoint_file import Checkpoint, graph_without_data, masks_of
@@ -149,17 +150,10 @@ def _check_examples(checkpoint: Checkpoint) -> None:
         raise CheckpointError("the graph's inputs are not the examples")
     for value, example in zip(inputs, checkpoint.examples.values(), strict=True):
         dims = None if value.shape is None else list(value.shape)
-        fits = (
-            dims is not None
-            and value.dtype is not None
-            and value.dtype.numpy() == example.dtype
-            and len(dims) == example.ndim
-            and all(
-                not isinstance(d, int) or d == n for d, n in zip(dims, example.shape, strict=True)
-            )
-            and example.size > 0
-        )
-        if not fits:
+        typed = value.dtype == ir.DataType.from_numpy(example.dtype)
+        sized = dims is not None and len(dims) == example.ndim and example.size > 0
+        pairs = zip(dims or (), example.shape, strict=False)
+        if not (typed and sized and all(not isinstance(d, int) or d == n for d, n in pairs)):
             raise CheckpointError(
                 f"the example for input {value.name!r} is {example.dtype} {list(example.shape)}; "
                 f"the graph takes {value.dtype} {dims}"

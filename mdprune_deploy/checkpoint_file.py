@@ -382,6 +382,7 @@ def _read_graph(
         onnx.checker.check_model(proto)
         model: ir.Model = ir.from_proto(proto)
         _own_constants(model.graph)
+        ir.to_proto(model).SerializeToString()  # finds text that is not UTF-8
     except CheckpointError:
         raise
     except Exception as error:
@@ -425,19 +426,22 @@ def _check_proto(proto: onnx.ModelProto, inputs: list[str], opset: int) -> None:
         )
     if [item.name for item in proto.graph.input] != inputs:
         raise CheckpointError("the inputs of its graph are not its examples and parameters")
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data):
-            raise CheckpointError(f"its graph keeps tensor {tensor.name!r} in another file")
+    for graph in _graphs(proto.graph):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        for text in [text for item in attributes for text in (item.s, *item.strings)]:
+            text.decode()  # the checker lets bytes pass that are no text
+        inline = [tensor for item in attributes for tensor in (item.t, *item.tensors)]
+        for tensor in [*graph.initializer, *inline]:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL or len(tensor.external_data):
+                raise CheckpointError(f"its graph keeps tensor {tensor.name!r} in another file")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            yield attribute.t
-            yield from attribute.tensors
-            for body in [attribute.g, *attribute.graphs]:
-                yield from _tensors(body)
+            for body in (attribute.g, *attribute.graphs):
+                yield from _graphs(body)
 
 
 def _check_fields(fields: Mapping[str, Any], types: Mapping[str, type], where: str) -> None:

@@ -369,11 +369,12 @@ def _check_against(network: torch.nn.Module, graph: ir.Graph, examples: list[tor
             f"the model returns {len(expected)} tensors but its graph {len(actual)}"
         )
     for index, (left, right) in enumerate(zip(expected, actual, strict=True)):
-        error = _relative_error(left.numpy(), right)
-        if not error <= EXPORT_TOLERANCE:
+        difference = _relative_error(left.numpy(), right)
+        if not difference <= EXPORT_TOLERANCE:
             raise UnsupportedGraphError(
-                f"output {index} of the exported graph differs from the model's by {error:.1e} of "
-                "its largest value; a network that is random in eval mode cannot be stored"
+                f"output {index} of the exported graph differs from the model's by "
+                f"{difference:.1e} of its largest value; a network that is random in eval mode "
+                "cannot be stored"
             )
 
 
