@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .elements import Needed, compress, elements, live
+from .elements import Needed, compress, live
 from .facts import Facts
 from .operators import operator
 from .operators.base import ones
@@ -47,33 +47,3 @@ def _propagate_need(graph: ir.Graph, facts: Facts) -> None:
             need = need & np.isnan(facts.known_of(value))
             before = facts.needed.get(value)
             facts.needed[value] = compress(need if before is None else before | need)
-
-
-def place(graph: ir.Graph, facts: Facts) -> None:
-    """Chooses what every value keeps and what every node reads, outputs first.
-
-    Every emitted element has the value that it has in the masked dense model; the sets only grow
-    where an operator cannot be narrowed as far as its readers would allow.
-    """
-    demanded: dict[ir.Value, Needed] = {
-        value: ones(len(facts.shape(value))) for value in graph.outputs
-    }
-    for value in graph.inputs:
-        facts.kept[value] = (None,) * len(facts.shape(value))
-    for node in reversed(list(graph)):
-        wanted = [demanded.get(value) for value in node.outputs]
-        if all(want is None for want in wanted):
-            continue
-        entry = operator(node)
-        for value, sets in zip(node.outputs, entry.place(node, wanted, facts), strict=False):
-            if sets is not None:
-                facts.kept[value] = sets
-        for index, requirement in enumerate(entry.require(node, facts)):
-            value_in = node.inputs[index]
-            if requirement is None or value_in is None or value_in.is_initializer():
-                continue
-            facts.required[node, index] = requirement
-            want = elements(requirement.sets, facts.shape(value_in))
-            before = demanded.get(value_in)
-            demanded[value_in] = want if before is None else compress(before | want)
-

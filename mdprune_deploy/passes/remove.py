@@ -14,9 +14,10 @@ from .bind import WeightUse, bind
 from .emit_graph import Origin, emit_graph
 from .facts import Facts
 from .figures import UsedPairs, held_channels, layer_figures, used_sets
-from .liveness import analyze, place
-from .lower import fold_batch_norms
+from .liveness import analyze
+from .lower import fold_batch_norms, norms_to_convolutions
 from .normalize import normalize
+from .place import place
 from .trace import resolve_shapes
 
 
@@ -62,6 +63,7 @@ def remove(checkpoint: Checkpoint, domain: str) -> Removed:
     place(model.graph, facts)
     emitted, origins = emit_graph(model, facts)
     fold_batch_norms(emitted)
+    norms_to_convolutions(emitted, {name: len(part.sets) for name, part in origins.items()})
     return Removed(
         model=emitted,
         origins=origins,

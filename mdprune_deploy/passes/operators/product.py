@@ -28,6 +28,14 @@ from .base import Operator, constant_operands, register
 if TYPE_CHECKING:
     from ..emit_graph import Builder
 
+BLOCK = 16
+"""Channels that convolution kernels compute together: 16 float32 fill an AVX-512 register."""
+ALIGNMENT = 4
+"""ONNX Runtime uses its blocked kernels only for convolutions whose input channels are a multiple
+of this; with fewer than `BLOCK` of them it leaves the blocked layout."""
+WORTH_ROUNDING = 1_000_000
+"""Multiply-accumulates of the dense layer below which rounding gains less than it adds."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -238,13 +246,14 @@ class Product(Operator):
         }
 
     def _read_channels(self, node: ir.Node, facts: Facts) -> Array:
-        """Returns the input channels that are read, as many in every group that stays."""
+        """Returns the channels that are read: rounded, or as many in every group that stays."""
         layer = self.layer(node, facts)
         acting, constants = self._acting(node, facts)
         read = layer.by_channel(acting) & np.isnan(constants)
         read[list(self.representatives(node, facts).values())] = True
         if layer.groups == 1:
-            return np.flatnonzero(read) if read.any() else np.zeros(1, dtype=np.int64)
+            read[0] |= not read.any()
+            return np.flatnonzero(self.rounded(node, read, facts))
         kept, _ = self._live_rows(node, facts)
         staying = np.zeros((layer.groups, 1), dtype=np.bool_)
         staying[kept // (layer.filters // layer.groups)] = True
@@ -252,6 +261,10 @@ class Product(Operator):
         if not per_group.any():
             per_group[:, 0] = True
         return np.flatnonzero(_balance(per_group, staying))
+
+    def rounded(self, node: ir.Node, read: Needed, facts: Facts) -> Needed:
+        """Adds channels, with zero weights, where a kernel is faster with them; `(channels,)`."""
+        return read
 
     def narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array, int]:
         """Returns the emitted weight, bias and number of groups, in canonical form."""
@@ -315,6 +328,26 @@ def _bias(facts: Facts, node: ir.Node, index: int, filters: int) -> Array:
 @register("Conv")
 class Conv(Product):
     """`Conv` of any rank, stride, dilation, padding and number of groups."""
+
+    def rounded(self, node: ir.Node, read: Needed, facts: Facts) -> Needed:
+        layer = self.layer(node, facts)
+        count = int(read.sum())
+        width = -(-count // ALIGNMENT) * ALIGNMENT
+        if width < BLOCK <= 1.5 * count:
+            width = BLOCK
+        missing = min(width, layer.channels) - count
+        value = node.inputs[0]
+        assert value is not None
+        if missing <= 0 or self.macs(layer, node, facts, layer.pairs.size) < WORTH_ROUNDING:
+            return read
+        idle = np.flatnonzero(~read)
+        need = facts.needed.get(value)
+        if need is not None:  # channels that another reader needs cost nothing
+            wanted = along(need, layer.in_axis, layer.channels)[idle]
+            idle = idle[np.argsort(~wanted, kind="stable")]
+        read = read.copy()
+        read[idle[:missing]] = True
+        return read
 
     def canonical(self, node: ir.Node, facts: Facts) -> Layer:
         weight = facts.constant(node.inputs[1])
