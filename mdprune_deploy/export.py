@@ -151,6 +151,9 @@ def _export(
         for value, tensor in zip(graph.inputs, examples, strict=True)
     }
     _check_against(network, graph, examples)
+    if dynamic and any(x.ndim and x.shape[0] > 1 for x in examples):
+        # The trace assumes a batch of at least two; a network may branch on a batch of one.
+        _check_against(network, graph, [x[:1] if x.ndim else x for x in examples])
     return Exported(
         model=graph_model,
         examples=arrays,
