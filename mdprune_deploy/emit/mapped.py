@@ -23,6 +23,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from mdprune_deploy.emit.blocks import keep_selections_blocked
 from mdprune_deploy.emit.external import write_model
 from mdprune_deploy.errors import UnsupportedGraphError
 from mdprune_deploy.layout.nchwc import BlockedLayout
@@ -61,6 +62,7 @@ def write_mapped(
     path = portable_path.with_suffix(f".{layout.isa}.onnx")
     with tempfile.TemporaryDirectory(dir=portable_path.parent, prefix=".optimised-") as folder:
         model = ir.load(_optimise(portable_path, Path(folder), domain))
+        keep_selections_blocked(model, layout.block)
         used = {"", *(node.domain for node in model.graph.all_nodes())}
         for name in set(model.opset_imports) - used:
             del model.opset_imports[name]

@@ -111,9 +111,10 @@ class Builder:
         current = self.values[value]
         for axis, (want, have) in enumerate(zip(wanted, self.facts.kept[value], strict=True)):
             size = self.facts.size(value, axis)
-            if want is None or same(want, have, size):
+            if same(want, have, size):
                 continue
-            positions = want if have is None else np.searchsorted(have, want)
+            want = np.arange(size) if want is None else want
+            positions = want if have is None else _positions(have, want, size)
             key = (current, axis, positions.tobytes())
             if key not in self._selections:
                 self._selections[key] = self._gather(current, axis, positions)
@@ -153,6 +154,13 @@ class Builder:
             candidate = f"{name}_{count}"
         self._names.add(candidate)
         return candidate
+
+
+def _positions(have: Indices, want: Indices, size: int) -> Indices:
+    """Returns where each wanted index stands among those that are there, in any order."""
+    places = np.full(size, -1, dtype=np.int64)
+    places[have] = np.arange(len(have))
+    return places[want]
 
 
 def emit_graph(source: ir.Model, facts: Facts) -> tuple[ir.Model, dict[str, Origin]]:

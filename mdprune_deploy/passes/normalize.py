@@ -16,8 +16,13 @@ def normalize(model: ir.Model, trace: Trace) -> None:
     for node in list(graph):
         if node.op_type == "CastLike":
             _drop_like(graph, node, trace)
-        elif node.op_type == "Gather":
-            _split_scalar_gather(graph, node, trace)
+        elif node.op_type == "ConstantOfShape":
+            _expand_constant(graph, node)
+        elif node.op_type == "GatherND":
+            _gather_rows(graph, node)
+    for node in list(graph):
+        if node.op_type == "Gather":
+            _flatten_indices(graph, node, trace)
     for node in list(graph):
         if node.op_type in ("Identity", "Dropout") or _is_idle_cast(node, trace):
             _bypass(graph, node)
@@ -32,26 +37,49 @@ def _drop_like(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
     _replace(graph, node, [cast])
 
 
-def _split_scalar_gather(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
-    """Turns the selection of one index, which drops the axis, into a selection and a Squeeze."""
-    data, index = node.inputs
-    assert data is not None and index is not None
-    if not index.is_initializer() or constant_array(index).ndim != 0 or data.is_initializer():
+def _expand_constant(graph: ir.Graph, node: ir.Node) -> None:
+    """Turns a tensor of one number into the expansion of a constant."""
+    fill = np.asarray(attribute(node, "value", ir.tensor(np.zeros(1))).numpy())
+    one = add_initializer(graph, fill.reshape(1), f"{node.name}_value")
+    _replace(graph, node, [ir.node("Expand", [one, node.inputs[0]], name=node.name)])
+
+
+def _gather_rows(graph: ir.Graph, node: ir.Node) -> None:
+    """Turns `GatherND` along the first axis into `Gather`."""
+    indices = node.inputs[1]
+    assert indices is not None
+    if not indices.is_initializer() or attribute(node, "batch_dims", 0):
         return
-    assert data.name is not None
-    shape = trace.shapes[data.name]
+    array = constant_array(indices)
+    if array.shape[-1] == 1:
+        rows = add_initializer(graph, array[..., 0], indices.name)
+        _replace(graph, node, [ir.node("Gather", [node.inputs[0], rows], name=node.name)])
+
+
+def _flatten_indices(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
+    """Splits a selection by indices of another rank than 1 into one of rank 1 and a `Reshape`."""
+    data, indices = node.inputs
+    assert data is not None and indices is not None and data.name is not None
+    if not indices.is_initializer() or data.is_initializer() or constant_array(indices).ndim == 1:
+        return
+    array = constant_array(indices)
+    shape, output = trace.shapes[data.name], node.outputs[0]
     axis = int(attribute(node, "axis", 0)) % len(shape)
-    one = add_initializer(graph, constant_array(index).reshape(1), index.name)
-    gather = ir.node("Gather", [data, one], {"axis": axis}, name=f"{node.name}_selection")
-    gather.outputs[0].name = f"{node.name}_selection"
-    axes = add_initializer(graph, np.asarray([axis]), f"{node.name}_axis")
-    squeeze = ir.node("Squeeze", [gather.outputs[0], axes], name=node.name)
-    trace.shapes[gather.outputs[0].name] = tuple(
-        1 if a == axis else size for a, size in enumerate(shape)
-    )
-    trace.dtypes[gather.outputs[0].name] = trace.dtypes[data.name]
-    trace.varying[gather.outputs[0].name] = trace.varying[data.name] - {axis}
-    _replace(graph, node, [gather, squeeze])
+    if trace.varying[data.name] - set(range(axis)):
+        return  # only leading axes may follow the batch: the Reshape copies them
+    flat = add_initializer(graph, array.reshape(-1), indices.name)
+    gather = ir.node("Gather", [data, flat], {"axis": axis}, name=f"{node.name}_selection")
+    name = gather.outputs[0].name = f"{node.name}_selection"
+    target = [
+        0 if a in trace.varying[str(output.name)] else size
+        for a, size in enumerate(trace.shapes[str(output.name)])
+    ]
+    shaped = add_initializer(graph, np.asarray(target, dtype=np.int64), f"{node.name}_shape")
+    trace.shapes[name] = (*shape[:axis], array.size, *shape[axis + 1 :])
+    trace.dtypes[name] = trace.dtypes[data.name]
+    trace.varying[name] = trace.varying[data.name]
+    reshape = ir.node("Reshape", [gather.outputs[0], shaped], name=node.name)
+    _replace(graph, node, [gather, reshape])
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:

@@ -1,12 +1,8 @@
 """Chooses what every value keeps and what every node reads.
 
 The narrowest choice is found first, outputs first: a value keeps what its readers demand. It is
-then widened where a selection of channels would cost more time than the channels themselves:
-
-* along a residual chain whose need shrinks, each sum would select from the one before it;
-* a reader of a few filters may read channels that it does not need, with zero weights.
-
-The model of time counts multiply-accumulates, in whole blocks of `BLOCK` channels since that is
+then widened where a selection of channels would cost more time than the channels themselves: along
+a residual chain whose need shrinks, each sum would select from the one before it. The model of time counts multiply-accumulates, in whole blocks of `BLOCK` channels since that is
 how convolution kernels work, and moved elements at `MOVE` multiply-accumulates each. Every emitted
 element still has the value that it has in the masked dense model.
 """
@@ -19,17 +15,16 @@ import numpy as np
 import onnx_ir as ir
 
 from .elements import Indices, Needed, Sets, compress, elements, same, sizes
-from .facts import Facts, Requirement
-from .operators import elementwise, operator, product
+from .facts import Facts
+from .operators import elementwise, mixing, operator, product
 from .operators.base import ones
 from .operators.product import BLOCK, WORTH_ROUNDING
 
 MOVE = 16
 """Multiply-accumulates in the time that moves one element: measured with ONNX Runtime 1.32 on
 Zen 5, one thread: 0.12 ns per element of a selection or a reordering, 0.0077 ns per MAC."""
-_SUM_MOVES = 6
-"""Elements moved per element of a sum that cannot be fused into the convolution before it: its
-two operands and result, the activation's operand and result, and the reordering back."""
+_SUM_MOVES = 3
+"""Elements moved per element of a sum that is not fused into the convolution before it."""
 _ROUNDS = 8
 
 
@@ -45,7 +40,6 @@ def place(graph: ir.Graph, facts: Facts) -> None:
             facts.kept.clear()
             facts.required.clear()
             _place_narrow(graph, facts, wider)
-    _read_wider(graph, facts)
 
 
 def _place_narrow(graph: ir.Graph, facts: Facts, wider: Mapping[ir.Value, Needed]) -> None:
@@ -86,7 +80,7 @@ def _whole_blocks(graph: ir.Graph, facts: Facts) -> dict[ir.Value, Needed]:
             entry, (product.Conv, elementwise.Elementwise)
         ):
             continue
-        end = _end_of_chain(output)
+        end = _end_of_chain(output, facts)
         shape = facts.shape(end)
         if len(shape) < 3 or end not in facts.kept or 1 not in facts.free[end]:
             continue
@@ -136,7 +130,7 @@ def _cheaper_sums(graph: ir.Graph, facts: Facts) -> dict[ir.Value, Needed]:
         widest = max(operands, key=lambda value: _count(widths[value], facts.shape(value)))
         if not _is_cheaper(node, widest, operands, widths, facts):
             continue
-        end = _end_of_chain(output)
+        end = _end_of_chain(output, facts)
         if end in widths:
             need = elements(widths[widest], facts.shape(output))
             found[end] = need | elements(widths[end], facts.shape(output))
@@ -191,37 +185,20 @@ def _row_cost(value: ir.Value, facts: Facts) -> int:
     return 0
 
 
-def _read_wider(graph: ir.Graph, facts: Facts) -> None:
-    """Lets a convolution of few filters read all channels of its input, with zero weights."""
-    for node in graph:
-        entry = operator(node)
-        if not isinstance(entry, product.Conv) or (node, 0) not in facts.required:
-            continue
-        layer, value = entry.layer(node, facts), node.inputs[0]
-        assert value is not None
-        shape = facts.shape(value)
-        have, read = facts.kept[value], facts.required[node, 0].sets
-        differing = [a for a, size in enumerate(shape) if not same(have[a], read[a], size)]
-        if layer.groups > 1 or differing != [layer.in_axis] or value.is_graph_input():
-            continue
-        whole, some = (sizes(sets, shape)[layer.in_axis] for sets in (have, read))
-        output = node.outputs[0]
-        made = sizes(facts.kept[output], facts.shape(output))
-        computed = (_blocks(whole) - _blocks(some)) * _blocks(made[1]) * layer.kernel
-        moved = MOVE * (whole + 2 * some)
-        if computed * int(np.prod(made[2:])) <= moved * int(np.prod(shape[2:])):
-            facts.required[node, 0] = Requirement(have)
-
-
-def _end_of_chain(value: ir.Value) -> ir.Value:
+def _end_of_chain(value: ir.Value, facts: Facts) -> ir.Value:
     """Follows a value through the operators on single operands that alone read it."""
     while len(value.uses()) == 1 and not value.is_graph_output():
         node, _ = next(iter(value.uses()))
         sources = [v for v in node.inputs if v is not None and not v.is_initializer()]
-        if not isinstance(operator(node), elementwise.Elementwise) or len(sources) != 1:
+        if operator(node).mixes or len(sources) != 1 or not _keeps_channels(node, facts):
             return value
         value = node.outputs[0]
     return value
+
+
+def _keeps_channels(node: ir.Node, facts: Facts) -> bool:
+    kinds = (elementwise.Elementwise, mixing.BatchNormalization, mixing.Pool)
+    return isinstance(operator(node), kinds) and len(facts.shape(node.outputs[0])) > 2
 
 
 def _blocks(channels: int) -> int:

@@ -17,6 +17,7 @@ from .figures import UsedPairs, held_channels, layer_figures, used_sets
 from .liveness import analyze
 from .lower import fold_batch_norms, norms_to_convolutions
 from .normalize import normalize
+from .order import order
 from .place import place
 from .trace import resolve_shapes
 
@@ -61,6 +62,7 @@ def remove(checkpoint: Checkpoint, domain: str) -> Removed:
     """Removes from one domain all that its outputs do not depend on."""
     model, facts = analyzed(checkpoint, domain)
     place(model.graph, facts)
+    order(model.graph, facts)
     emitted, origins = emit_graph(model, facts)
     fold_batch_norms(emitted)
     norms_to_convolutions(emitted, {name: len(part.sets) for name, part in origins.items()})

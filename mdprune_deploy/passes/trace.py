@@ -68,14 +68,19 @@ def resolve_shapes(model: ir.Model, checkpoint: Checkpoint) -> Trace:
     second = first
     if checkpoint.dynamic_batch:
         second = _observe(graph, example_feeds(checkpoint, extra=1))
+    computed = _computed_from_shapes(graph)
+    batch = _Batch(graph, first, second)
     for node in list(graph):
         for index, value in enumerate(node.inputs):
-            if value is not None and value.name in first.integers and not value.is_initializer():
-                resolved = _resolve(node, index, first, second)
-                if resolved is not None:
-                    node.replace_input_with(index, add_initializer(graph, resolved, value.name))
-                    if node.op_type == "Reshape":
-                        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+            if value not in computed or node.outputs[0] in computed:
+                continue
+            resolved = _resolve(node, index, first, second)
+            if resolved is not None:
+                node.replace_input_with(index, add_initializer(graph, resolved, value.name))
+                if node.op_type == "Reshape":
+                    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+            elif (follows := batch.function(value)) is not None:
+                node.replace_input_with(index, follows)
     common.RemoveUnusedNodesPass()(model)
     varying = {
         name: frozenset(
@@ -84,8 +89,67 @@ def resolve_shapes(model: ir.Model, checkpoint: Checkpoint) -> Trace:
         )
         for name, shape in first.shapes.items()
     }  # fmt: skip
-    batch = next(iter(checkpoint.examples.values())).shape[0]
-    return Trace(first.shapes, first.dtypes, varying, batch)
+    return Trace(first.shapes, first.dtypes, varying, batch.size)
+
+
+def _computed_from_shapes(graph: ir.Graph) -> set[ir.Value]:
+    """Returns every integer that depends on the shapes, and not on the data, of other values."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type in ("Shape", "Size") or (
+            any(value in found for value in inputs)
+            and all(value in found or value.is_initializer() for value in inputs)
+        ):
+            found.update(node.outputs)
+    return found
+
+
+class _Batch:
+    """Integers as functions of the batch size, so that no operator keeps a tensor for its shape."""
+
+    def __init__(self, graph: ir.Graph, first: _Observation, second: _Observation) -> None:
+        self._graph, self._first, self._second = graph, first, second
+        self._made: dict[ir.Value, ir.Value] = {}
+        self.input = graph.inputs[0]
+        self.size = first.shapes[str(self.input.name)][0] if first.shapes[str(self.input.name)] \
+            else 1  # fmt: skip
+
+    def function(self, value: ir.Value) -> ir.Value | None:
+        """Returns a value equal to `slope * batch + rest`, or None where there is none."""
+        name = str(value.name)
+        if name not in self._first.integers or self._second is self._first:
+            return None
+        a, b = self._first.integers[name], self._second.integers[name]
+        if a.shape != b.shape or a.ndim > 1:
+            return None
+        if value not in self._made:
+            slope = b - a
+            self._made[value] = self._add(name, slope, a - slope * self.size, a.shape)
+        return self._made[value]
+
+    def _add(self, name: str, slope: Array, rest: Array, shape: tuple[int, ...]) -> ir.Value:
+        factor = add_initializer(self._graph, slope.reshape(-1), f"{name}_slope")
+        shift = add_initializer(self._graph, rest.reshape(-1), f"{name}_rest")
+        size = self._node("Shape", [self.input], f"{name}_batch", (1,), start=0, end=1)
+        product = self._node("Mul", [size, factor], f"{name}_product", (slope.size,))
+        total = self._node("Add", [product, shift], f"{name}_sum", (slope.size,))
+        if shape:
+            return total
+        axis = add_initializer(self._graph, np.zeros(1, dtype=np.int64), f"{name}_axis")
+        return self._node("Squeeze", [total, axis], f"{name}_scalar", ())
+
+    def _node(
+        self, op_type: str, inputs: list[ir.Value], name: str, shape: tuple[int, ...], **attributes: int
+    ) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, name=name)
+        node.outputs[0].name = name
+        first = self._graph[0]
+        self._graph.insert_before(first, node) if inputs[0] is self.input else \
+            self._graph.insert_after(inputs[0].producer(), node)
+        for seen in (self._first, self._second):
+            seen.shapes[name], seen.dtypes[name] = shape, np.dtype(np.int64)
+        return node.outputs[0]
 
 
 def fold_constants(graph: ir.Graph) -> None:
@@ -135,11 +199,15 @@ def _resolve(
     """Returns the constant that serves a shape operand at every batch, or None."""
     value, data = node.inputs[index], node.inputs[0]
     assert value is not None and value.name is not None
+    if value.name not in first.integers:
+        return None
     a, b = first.integers[value.name], second.integers[value.name]
     if node.op_type == "Reshape" and index == 1:
         return _reshape_target(node, first, second)
     if np.array_equal(a, b):
         return a
+    if node.op_type == "Resize" and index == 3 and "axes" not in node.attributes:
+        return _resize_sizes(node, a, b)
     if _SHAPE_OPERANDS.get(node.op_type) != index or data is None or data.name is None:
         return None
     sizes = zip(first.shapes[data.name][::-1], second.shapes[data.name][::-1], strict=True)
@@ -153,6 +221,13 @@ def _resolve(
         else:
             return None
     return np.asarray(resolved, dtype=np.int64)
+
+
+def _resize_sizes(node: ir.Node, a: Array, b: Array) -> Array:
+    """Names the axes that do not follow the batch, which no `Resize` changes."""
+    axes = np.flatnonzero(a == b)
+    node.attributes["axes"] = ir.AttrInt64s("axes", axes.tolist())
+    return a[axes]
 
 
 def _reshape_target(node: ir.Node, first: _Observation, second: _Observation) -> Array | None:

@@ -138,17 +138,15 @@ class Expand(Elementwise):
         rank = len(facts.shape(node.outputs[0]))
         return [known.reshape((1,) * (rank - known.ndim) + known.shape)]
 
-    def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
-        if facts.constant(node.inputs[1]) is None:
-            return [frozenset()]
-        data_only = super().free(node, facts)
-        return data_only
-
     def dependence(
         self, node: ir.Node, needed: Sequence[Needed | None], facts: Facts
     ) -> list[Needed | None]:
-        data, shape = super().dependence(node, needed, facts)
-        return [data, shape if shape is None else np.ones((1,), dtype=np.bool_)]
+        need, (data, shape) = needed[0], node.inputs
+        assert need is not None and data is not None and shape is not None
+        return [
+            None if data.is_initializer() else any_over(need, facts.shape(data)),
+            None if shape.is_initializer() else np.ones((1,), dtype=np.bool_),
+        ]
 
     def require(self, node: ir.Node, facts: Facts) -> list[Requirement | None]:
         data, shape = node.inputs
@@ -171,9 +169,14 @@ class Expand(Elementwise):
             else build.constant(take(array, sets), f"{data.name}_constant")
         )
         target = build.facts.constant(node.inputs[1])
-        if target is None:
-            return build.copy(node, [source, build.read(node, 1)])
         shape = build.facts.shape(output)
+        if target is None:
+            limits = np.full(len(shape), np.iinfo(np.int64).max)
+            for axis, indices in enumerate(sets):
+                limits[axis] = limits[axis] if indices is None else len(indices)
+            limit = build.constant(limits, f"{node.name}_limits")
+            target_value = build.op("Min", [build.read(node, 1), limit], name=f"{node.name}_shape")
+            return build.copy(node, [source, *target_value])
         narrowed = [
             1 if want == 1 else size
             for want, size in zip(

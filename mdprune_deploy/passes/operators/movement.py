@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from ...errors import UnsupportedGraphError
 from ...evaluate import Array, attribute, constant_array, evaluate_node
 from ..elements import Indices, Known, Needed, Sets, closure, compress, elements, indices_of, sizes
 from ..facts import Facts, Requirement
@@ -127,8 +128,15 @@ class Reshape(Movement):
         if node.op_type == "Reshape" and facts.constant(node.inputs[1]) is None:
             return build.copy(node, [build.read(node, 0), build.read(node, 1)])
         target = list(sizes(facts.kept[output], facts.shape(output)))
+        source = facts.shape(data)
         for axis in facts.varying(output):
-            target[axis] = 0 if axis in facts.varying(data) else -1
+            follows = axis in facts.varying(data) and source[axis] == target[axis]
+            target[axis] = 0 if follows else -1
+        if target.count(-1) > 1:
+            raise UnsupportedGraphError(
+                f"{node.op_type} (node {node.name!r}) makes {target.count(-1)} axes that follow "
+                "the batch size; one can be inferred"
+            )
         shape = build.constant(np.asarray(target, dtype=np.int64), f"{node.name}_shape")
         return build.op("Reshape", [build.read(node, 0), shape], name=node.name)
 
@@ -369,6 +377,24 @@ class Gather(Take):
         return {axis: indices.astype(np.int64) % facts.size(source, axis)}
 
 
+@register("Tile")
+class Tile(Take):
+    """Repetition along axes that do not follow the batch, a constant number of times."""
+
+    def applies(self, node: ir.Node) -> bool:
+        return constant_operands(node)
+
+    def chosen(self, node: ir.Node, position: int, facts: Facts) -> dict[int, Indices]:
+        repeats = facts.constant(node.inputs[1])
+        assert repeats is not None
+        shape = facts.shape(self.sources(node)[0])
+        return {
+            axis: np.arange(size * int(times)) % size
+            for axis, (size, times) in enumerate(zip(shape, repeats, strict=True))
+            if times != 1
+        }
+
+
 @register("Pad")
 class Pad(Movement):
     """A border of constants."""
@@ -496,4 +522,4 @@ def _reshape(array: Array, source: tuple[int, ...], target: tuple[int, ...]) -> 
     middle_target = target[outer : len(target) - inner]
     head, tail = array.shape[:outer], array.shape[array.ndim - inner :]
     spelt = np.broadcast_to(array, (*head, *middle_source, *tail))
-    return compress(spelt.reshape(*head, *middle_target, *tail))
+    return compress(spelt.reshape((*head, *middle_target, *tail)))

@@ -1,0 +1,259 @@
+"""Chooses the order of channels, so that what a reader selects is whole blocks of them.
+
+A blocked layout holds `BLOCK` channels of one position side by side. A selection of whole blocks
+copies them as they lie; any other selection leaves the layout and comes back. The order of the
+channels of an activation is free, as long as every value that is added to it has the same.
+
+Values that must have the same order form a class. For the readers r of a class, S_r the channels
+that r selects, the order should make every S_r few whole blocks. The channels are split by the
+readers in turn, the one that would move most first, each time keeping the parts in an order in
+which neighbours agree (a Gray code of the membership bits), so that every S_r is few runs. A reader
+then selects the blocks that its runs touch; channels in them that it does not use meet zero
+weights. It keeps its exact selection where those weights would cost more time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from .elements import Indices, Sets, indices_of, same, sizes
+from .facts import Facts, Requirement
+from .operators import elementwise, mixing, operator, product
+from .operators.product import BLOCK
+from .place import MOVE
+
+_AXIS = 1
+
+
+@dataclass
+class _Class:
+    """Values of one channel order.
+
+    Attributes:
+        values: The values.
+        pinned: Whether an operator depends on the natural order.
+    """
+
+    values: list[ir.Value] = field(default_factory=list)
+    pinned: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """An operator that selects channels.
+
+    Attributes:
+        node: The node.
+        index: Which input.
+        selected: The channels.
+        macs: Multiply-accumulates per channel that is read, for a convolution. None for an
+            operator that passes its channels on, which takes exact blocks only.
+        moved: Multiply-accumulates' worth of moving that a selection of whole blocks saves.
+    """
+
+    node: ir.Node
+    index: int
+    selected: Indices
+    macs: int | None
+    moved: int
+
+
+def order(graph: ir.Graph, facts: Facts) -> None:
+    """Reorders `facts.kept` and lets readers select whole blocks, in place."""
+    classes = _classes(graph, facts)
+    done: set[int] = set()
+    for group in classes.values():
+        channels = _kept(group.values[0], facts)
+        readers = [reader for value in group.values for reader in _readers(value, facts)]
+        if id(group) in done or group.pinned or not readers or len(channels) % BLOCK:
+            continue
+        done.add(id(group))
+        readers.sort(key=lambda reader: -reader.moved)
+        ordered = _gray_order(channels, [reader.selected for reader in readers])
+        _set_order(group, ordered, facts)
+        for reader in readers:
+            blocks = _touched(ordered, reader.selected)
+            extra = len(blocks) - len(reader.selected)
+            if reader.macs is not None and extra * reader.macs <= reader.moved:
+                requirement = facts.required[reader.node, reader.index]
+                sets = _replaced(requirement.sets, blocks)
+                facts.required[reader.node, reader.index] = Requirement(sets)
+            elif reader.macs is None and extra == 0:
+                follower = classes[reader.node.outputs[0]]
+                if not follower.pinned and id(follower) not in done:
+                    done.add(id(follower))
+                    _set_order(follower, blocks, facts)
+
+
+def _kept(value: ir.Value, facts: Facts) -> Indices:
+    return indices_of(facts.kept[value], _AXIS, facts.size(value, _AXIS))
+
+
+def _set_order(group: _Class, ordered: Indices, facts: Facts) -> None:
+    """Gives the values of a class an order, as they are made and as they are read whole."""
+    for value in group.values:
+        size = facts.size(value, _AXIS)
+        before = facts.kept[value]
+        for node, index in value.uses():
+            requirement = facts.required.get((node, index))
+            if requirement is not None and same(requirement.sets[_AXIS], before[_AXIS], size):
+                sets = _replaced(requirement.sets, ordered)
+                facts.required[node, index] = Requirement(sets)
+        facts.kept[value] = _replaced(before, ordered)
+        producer = value.producer()
+        if producer is None or isinstance(operator(producer), product.Product):
+            continue
+        for index, operand in enumerate(producer.inputs):
+            requirement = facts.required.get((producer, index))
+            if requirement is not None and operand is not None and _same_channels(
+                operand, value, facts
+            ):
+                sets = _replaced(requirement.sets, ordered)
+                facts.required[producer, index] = Requirement(sets)
+
+
+def _same_channels(operand: ir.Value, output: ir.Value, facts: Facts) -> bool:
+    """Tells whether channel i of an operand makes channel i of the output."""
+    return len(facts.shape(operand)) > _AXIS and (
+        facts.size(operand, _AXIS) == facts.size(output, _AXIS)
+    )
+
+
+def _replaced(sets: Sets, indices: Indices) -> Sets:
+    return tuple(indices if axis == _AXIS else old for axis, old in enumerate(sets))
+
+
+def _classes(graph: ir.Graph, facts: Facts) -> dict[ir.Value, _Class]:
+    """Groups the emitted values by what ties their channel order, in graph order."""
+    found: dict[ir.Value, _Class] = {}
+    for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
+        if value in facts.kept:
+            pinned = value.is_graph_input() or value.is_graph_output()
+            pinned |= len(facts.shape(value)) <= _AXIS
+            found[value] = _Class([value], pinned)
+    for node in graph:
+        output = node.outputs[0]
+        if output not in found:
+            continue
+        tied = _tied_operands(node, facts)
+        if tied is None or len(node.outputs) > 1:
+            for value in node.outputs:
+                if value in found:
+                    found[value].pinned = True
+            for index, operand in enumerate(node.inputs):
+                if operand is not None and operand in found and (node, index) in facts.required:
+                    found[operand].pinned = True
+        else:
+            for operand in tied:
+                _merge(found, found[output], found[operand])
+    return found
+
+
+def _merge(found: dict[ir.Value, _Class], a: _Class, b: _Class) -> None:
+    if a is b:
+        return
+    a.values.extend(b.values)
+    a.pinned |= b.pinned
+    for value in b.values:
+        found[value] = a
+
+
+def _tied_operands(node: ir.Node, facts: Facts) -> list[ir.Value] | None:
+    """Returns the operands whose order the output has, or None where order matters inside."""
+    entry = operator(node)
+    if isinstance(entry, product.Product):
+        layer = entry.layer(node, facts)
+        free = layer.groups == 1 and layer.in_axis == layer.out_axis == _AXIS
+        return [] if free else None
+    if not _is_per_channel(node, facts):
+        return None
+    output = node.outputs[0]
+    tied = []
+    for index, value in enumerate(node.inputs):
+        requirement = facts.required.get((node, index))
+        if value is None or requirement is None:
+            continue
+        if requirement.expand is not None or len(facts.shape(value)) <= _AXIS:
+            return None
+        if not _same_channels(value, output, facts):
+            continue  # one channel for all
+        if same(requirement.sets[_AXIS], facts.kept[value][_AXIS], facts.size(value, _AXIS)):
+            tied.append(value)
+    return tied
+
+
+def _is_per_channel(node: ir.Node, facts: Facts) -> bool:
+    """Tells whether channel i of the output depends on channel i of the operands alone."""
+    entry = operator(node)
+    output = node.outputs[0]
+    same_rank = all(
+        value is None
+        or value.is_initializer()
+        or len(facts.shape(value)) == len(facts.shape(output))
+        for value in node.inputs
+    )
+    if isinstance(entry, mixing.Reduce):
+        return all(axis > _AXIS for axis in entry.axes(node, facts))
+    if isinstance(entry, elementwise.Expand):
+        return False
+    kinds = (
+        elementwise.Elementwise,
+        mixing.BatchNormalization,
+        mixing.InstanceNormalization,
+        mixing.Pool,
+    )
+    return same_rank and isinstance(entry, kinds)
+
+
+def _readers(value: ir.Value, facts: Facts) -> Iterator[_Reader]:
+    """Yields what selects channels of a value and gains from whole blocks."""
+    shape = facts.shape(value)
+    have = facts.kept[value]
+    for node, index in value.uses():
+        requirement = facts.required.get((node, index))
+        if requirement is None or requirement.expand is not None or len(shape) <= 2:
+            continue
+        read = requirement.sets
+        differing = [a for a, size in enumerate(shape) if not same(have[a], read[a], size)]
+        if differing != [_AXIS] or read[_AXIS] is None:
+            continue
+        whole = sizes(have, shape)[_AXIS]
+        moved = MOVE * (whole + len(read[_AXIS])) * int(np.prod(shape[2:]))
+        entry = operator(node)
+        if isinstance(entry, product.Conv):
+            layer = entry.layer(node, facts)
+            made = sizes(facts.kept[node.outputs[0]], facts.shape(node.outputs[0]))
+            macs = made[1] * layer.kernel * int(np.prod(made[2:]))
+            if layer.groups == 1:
+                yield _Reader(node, index, read[_AXIS], macs, moved)
+        elif _is_per_channel(node, facts) and _selects_alone(node, facts):
+            yield _Reader(node, index, read[_AXIS], None, moved)
+
+
+def _selects_alone(node: ir.Node, facts: Facts) -> bool:
+    return sum((node, index) in facts.required for index in range(len(node.inputs))) == 1
+
+
+def _gray_order(channels: Indices, selections: list[Indices]) -> Indices:
+    """Orders channels so that every selection is few runs, earlier ones fewer."""
+    parts = [channels]
+    for selected in selections:
+        split = []
+        inside_first = True
+        for part in parts:
+            inside = np.isin(part, selected)
+            halves = (part[inside], part[~inside])
+            split.extend(halves if inside_first else halves[::-1])
+            inside_first = not inside_first
+        parts = [part for part in split if len(part)]
+    return np.concatenate(parts)
+
+
+def _touched(ordered: Indices, selected: Indices) -> Indices:
+    """Returns the channels of the blocks that hold any selected one, in order."""
+    blocks = ordered.reshape(-1, BLOCK)
+    return blocks[np.isin(blocks, selected).any(axis=1)].reshape(-1)
