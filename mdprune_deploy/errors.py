@@ -29,6 +29,12 @@ class BundleError(Error):
     exit_code = 3
 
 
+class InputError(Error):
+    """A file that a network should run on is unreadable or holds something else."""
+
+    exit_code = 3
+
+
 class BudgetError(Error):
     """The masks do not fit the budget."""
 
