@@ -87,6 +87,4 @@ def _whole_blocks(indices: npt.NDArray[np.int64], block: int) -> bool:
     if len(indices) == 0 or len(indices) % block:
         return False
     rows = indices.reshape(-1, block)
-    return bool(
-        (rows[:, 0] % block == 0).all() and (rows == rows[:, :1] + np.arange(block)).all()
-    )
+    return bool((rows[:, 0] % block == 0).all() and (rows == rows[:, :1] + np.arange(block)).all())

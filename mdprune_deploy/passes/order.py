@@ -109,8 +109,10 @@ def _set_order(group: _Class, ordered: Indices, facts: Facts) -> None:
             continue
         for index, operand in enumerate(producer.inputs):
             requirement = facts.required.get((producer, index))
-            if requirement is not None and operand is not None and _same_channels(
-                operand, value, facts
+            if (
+                requirement is not None
+                and operand is not None
+                and _same_channels(operand, value, facts)
             ):
                 sets = _replaced(requirement.sets, ordered)
                 facts.required[producer, index] = Requirement(sets)

@@ -1,10 +1,13 @@
 """Chooses what every value keeps and what every node reads.
 
 The narrowest choice is found first, outputs first: a value keeps what its readers demand. It is
-then widened where a selection of channels would cost more time than the channels themselves: along
-a residual chain whose need shrinks, each sum would select from the one before it. The model of time counts multiply-accumulates, in whole blocks of `BLOCK` channels since that is
-how convolution kernels work, and moved elements at `MOVE` multiply-accumulates each. Every emitted
-element still has the value that it has in the masked dense model.
+then widened where that costs no time: to fill the last block of channels that a convolution
+kernel computes anyway, and along a residual chain whose need shrinks, where each sum would have to
+select from the one before it.
+
+The model of time counts multiply-accumulates, in whole blocks of `BLOCK` channels, and moved
+elements at `MOVE` multiply-accumulates each. Every emitted element still has the value that it has
+in the masked dense model.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from .lower import fold_batch_norms, norms_to_convolutions
 from .normalize import normalize
 from .order import order
 from .place import place
+from .rearrange import rearrange
 from .trace import resolve_shapes
 
 
@@ -50,6 +51,7 @@ def analyzed(checkpoint: Checkpoint, domain: str) -> tuple[ir.Model, Facts]:
     model = bind(checkpoint, domain)
     trace = resolve_shapes(model, checkpoint)
     normalize(model, trace)
+    rearrange(model, trace)
     facts = analyze(model.graph, trace)
     if not any(facts.needed.get(value) is not None for value in model.graph.inputs):
         raise CheckpointError(

@@ -1,0 +1,197 @@
+"""Recognises chains of reshapes and transpositions by what they do to the channels.
+
+A channel shuffle is exported as Reshape, Transpose, Reshape; a stack that is flattened again as
+Unsqueeze, Concat, Reshape. Between these operators channels are spread over two axes, and a set of
+them is no slice any more. So labels are moved through the chain instead: where the result is, at
+every position, a list of the channels of the chain's inputs, the chain becomes one `Gather`; where
+it moves channels into space or back, one `DepthToSpace` or `SpaceToDepth` before that.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from ..evaluate import Array, attribute, evaluate_node
+from .trace import Trace, add_initializer
+
+_SHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_CHAIN = (*_SHAPING, "Transpose", "Concat")
+_AXIS = 1
+_SMALLEST_RANK = 3
+
+
+def rearrange(model: ir.Model, trace: Trace) -> None:
+    """Replaces every longest recognised chain, in place."""
+    graph = model.graph
+    replaced: set[ir.Node] = set()
+    for node in reversed(list(graph)):
+        if node.op_type not in (*_SHAPING, "Transpose") or node in replaced:
+            continue
+        chain, roots = _chain(node)
+        if len(chain) < 2 or not _same_but_channels(node.outputs[0], roots, trace):
+            continue
+        if _as_gather(graph, node, roots, trace) or _as_blocks(graph, node, roots, trace):
+            replaced.update(chain)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _chain(node: ir.Node) -> tuple[list[ir.Node], list[ir.Value]]:
+    """Returns the rearranging nodes that end in a node, and the values they start from."""
+    chain, roots = [node], []
+    sources = list(node.inputs) if node.op_type == "Concat" else [node.inputs[0]]
+    for value in sources:
+        assert value is not None
+        producer = value.producer()
+        if producer is not None and producer.op_type in _CHAIN and not value.is_graph_output():
+            nodes, starts = _chain(producer)
+            chain += nodes
+            roots += starts
+        else:
+            roots.append(value)
+    return chain, roots
+
+
+def _same_but_channels(value: ir.Value, roots: list[ir.Value], trace: Trace) -> bool:
+    """Tells whether the roots can stand beside each other along the channel axis."""
+    shapes = [trace.shapes.get(str(root.name)) for root in roots]
+    first = shapes[0]
+    if first is None or len(first) < _SMALLEST_RANK or any(r.is_initializer() for r in roots):
+        return False
+    return all(
+        shape is not None
+        and len(shape) == len(first)
+        and shape[:_AXIS] == first[:_AXIS]
+        and shape[_AXIS + 1 :] == first[_AXIS + 1 :]
+        for shape in shapes
+    ) and len(trace.shapes[str(value.name)]) == len(first)
+
+
+def _labels(roots: list[ir.Value], trace: Trace) -> dict[ir.Value, Array]:
+    """Numbers the elements of the roots as they stand beside each other."""
+    shapes = [trace.shapes[str(root.name)] for root in roots]
+    channels = sum(shape[_AXIS] for shape in shapes)
+    whole = (*shapes[0][:_AXIS], channels, *shapes[0][_AXIS + 1 :])
+    labels = np.arange(int(np.prod(whole)), dtype=np.int64).reshape(whole)
+    ends = np.cumsum([shape[_AXIS] for shape in shapes])[:-1].tolist()
+    # A root that is read twice has the labels of its first place.
+    parts: dict[ir.Value, Array] = {}
+    for root, part in zip(roots, np.split(labels, ends, axis=_AXIS), strict=True):
+        parts.setdefault(root, part)
+    return parts
+
+
+def _move(value: ir.Value, labels: dict[ir.Value, Array], trace: Trace) -> Array:
+    if value in labels:
+        return labels[value]
+    node = value.producer()
+    assert node is not None
+    if node.op_type == "Concat":
+        parts = [_move(v, labels, trace) for v in node.inputs if v is not None]
+        return np.concatenate(parts, axis=attribute(node, "axis", 0))
+    source = node.inputs[0]
+    assert source is not None
+    moved = _move(source, labels, trace)
+    if node.op_type == "Transpose":
+        return np.transpose(moved, attribute(node, "perm", tuple(range(moved.ndim))[::-1]))
+    return moved.reshape(trace.shapes[str(value.name)])
+
+
+def _as_gather(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Trace) -> bool:
+    """Replaces the chain by one selection of the roots' channels, if it is one."""
+    output = node.outputs[0]
+    labels = _labels(roots, trace)
+    moved = _move(output, labels, trace)
+    if any(moved.shape[a] != size for a, size in enumerate(trace.shapes[str(roots[0].name)])
+           if a != _AXIS):  # fmt: skip
+        return False
+    distinct = list(labels)
+    whole = np.concatenate([labels[root] for root in distinct], axis=_AXIS)
+    channels = _selection(whole, moved)
+    if channels is None:
+        return False
+    source = distinct[0]
+    if len(distinct) > 1:
+        source = _insert(graph, node, "Concat", distinct, {"axis": _AXIS}, whole.shape, trace)
+    _select(graph, node, source, channels, moved.shape, trace)
+    return True
+
+
+def _selection(whole: Array, moved: Array) -> Array | None:
+    """Returns the channels of one array of labels that make the other, or None."""
+    corner = (0, slice(None), *[0] * (whole.ndim - 2))
+    place = {int(label): channel for channel, label in enumerate(whole[corner])}
+    channels = np.asarray([place.get(int(label), -1) for label in moved[corner]], dtype=np.int64)
+    if (channels < 0).any() or not np.array_equal(np.take(whole, channels, axis=_AXIS), moved):
+        return None
+    return channels
+
+
+def _select(
+    graph: ir.Graph,
+    node: ir.Node,
+    source: ir.Value,
+    channels: Array,
+    shape: tuple[int, ...],
+    trace: Trace,
+) -> None:
+    """Replaces a node's output by a selection of channels; none where all stay in place."""
+    if not np.array_equal(channels, np.arange(trace.shapes[str(source.name)][_AXIS])):
+        indices = add_initializer(graph, channels, f"{node.name}_channels")
+        source = _insert(graph, node, "Gather", [source, indices], {"axis": _AXIS}, shape, trace)
+    node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+
+
+def _as_blocks(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Trace) -> bool:
+    """Replaces the chain by `DepthToSpace` or `SpaceToDepth`, if it is one."""
+    before = trace.shapes[str(roots[0].name)]
+    after = trace.shapes[str(node.outputs[0].name)]
+    if len(roots) > 1 or len(before) != 4 or before[0] != after[0]:
+        return False
+    to_space = after[2] > before[2]
+    small, large = (before, after) if to_space else (after, before)
+    size = large[2] // small[2] if small[2] else 0
+    expected = (small[0], small[1] // max(1, size * size), small[2] * size, small[3] * size)
+    if size < 2 or large != expected or small[1] % (size * size):
+        return False
+    labels = _labels(roots, trace)
+    moved = _move(node.outputs[0], labels, trace)
+    opset = graph.opset_imports[""]
+    for kind, attributes in _candidates(to_space, size):
+        probe = ir.node(kind, [roots[0]], attributes)
+        tried = np.asarray(evaluate_node(probe, [labels[roots[0]].astype(np.float64)], opset)[0])
+        probe.replace_input_with(0, None)
+        channels = _selection(tried.astype(np.int64), moved)
+        if channels is not None:
+            blocks = _insert(graph, node, kind, [roots[0]], attributes, after, trace)
+            _select(graph, node, blocks, channels, after, trace)
+            return True
+    return False
+
+
+def _candidates(to_space: bool, size: int) -> list[tuple[str, dict[str, int | str]]]:
+    if not to_space:
+        return [("SpaceToDepth", {"blocksize": size})]
+    return [("DepthToSpace", {"blocksize": size, "mode": mode}) for mode in ("CRD", "DCR")]
+
+
+def _insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value],
+    attributes: dict[str, int | str],
+    shape: tuple[int, ...],
+    trace: Trace,
+) -> ir.Value:
+    """Adds a node in front of another and records what is known of its output."""
+    name = f"{before.name}_{op_type.lower()}"
+    node = ir.node(op_type, inputs, attributes, name=name)
+    output = node.outputs[0]
+    output.name = name
+    graph.insert_before(before, node)
+    trace.shapes[name] = tuple(shape)
+    trace.dtypes[name] = trace.dtypes[str(inputs[0].name)]
+    trace.varying[name] = trace.varying[str(inputs[0].name)]
+    return output
