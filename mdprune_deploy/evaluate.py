@@ -109,9 +109,11 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def _reference_kernel(node: ir.Node, opset: int) -> Callable[..., Iterable[Array]]:
+    attributes = tuple(node.attributes.values())
     cached = node.meta.get("mdprune_kernel")
-    if cached is not None:
-        return cached  # type: ignore[no-any-return]
+    if cached is not None and len(cached[0]) == len(attributes):
+        if all(a is b for a, b in zip(cached[0], attributes, strict=True)):
+            return cached[1]  # type: ignore[no-any-return]
     if node.domain != "":
         raise UnsupportedGraphError(
             f"{node.domain}::{node.op_type} (node {node.name!r}) is not a standard ONNX operator"
@@ -128,7 +130,7 @@ def _reference_kernel(node: ir.Node, opset: int) -> Callable[..., Iterable[Array
         )
     else:
         run = kernel.run
-    node.meta["mdprune_kernel"] = run
+    node.meta["mdprune_kernel"] = (attributes, run)  # a clone may change its attributes
     return run
 
 

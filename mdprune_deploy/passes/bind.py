@@ -18,7 +18,7 @@ from ..checkpoint import Checkpoint
 from ..domain import Axis, Domain, Mask
 from ..errors import CheckpointError, UnsupportedGraphError
 from ..evaluate import Array, attribute, constant_array
-from ..weights import Reader, readers, readers_of, with_ancestors
+from ..weights import Reader, module_of, readers, readers_of, with_ancestors
 from .trace import add_initializer, fold_constants
 
 _DOUBLE = int(ir.DataType.DOUBLE)
@@ -69,7 +69,7 @@ def bind(checkpoint: Checkpoint, domain_name: str) -> ir.Model:
         on = mask.on.cpu().numpy().astype(np.float64)
         for reader in targets:
             if mask.site == "output":
-                _mask_output(graph, reader.node, on)
+                _mask_output(graph, reader, on)
             else:
                 _mask_weight(graph, reader, mask.axis, on)
     common.RemoveUnusedNodesPass()(model)
@@ -157,9 +157,7 @@ def _mask_weight(graph: ir.Graph, reader: Reader, axis: Axis, on: Array) -> None
     reader.node.replace_input_with(reader.index, masked)
 
 
-def weight_mask(
-    node: ir.Node, index: int, shape: Sequence[int], axis: str, on: Array
-) -> Array:
+def weight_mask(node: ir.Node, index: int, shape: Sequence[int], axis: str, on: Array) -> Array:
     """Returns the factor that a mask puts on a product's weight.
 
     Args:
@@ -196,19 +194,18 @@ def weight_axes(node: ir.Node, index: int, rank: int) -> tuple[int, int]:
     return (rank - 2, rank - 1) if first_is_out else (rank - 1, rank - 2)
 
 
-def _mask_output(graph: ir.Graph, node: ir.Node, on: Array) -> None:
-    output = node.outputs[0]
-    users = list(output.uses())
-    if node.op_type == "MatMul" and len(users) == 1 and users[0][0].op_type == "Add":
-        addition, position = users[0]
-        bias = addition.inputs[1 - position]
-        if bias is not None and bias.is_initializer():
-            output = addition.outputs[0]
-    weight = node.inputs[1]
-    assert weight is not None
-    spatial = 0 if node.op_type in ("MatMul", "Gemm") else constant_array(weight).ndim - 2
+def _mask_output(graph: ir.Graph, reader: Reader, on: Array) -> None:
+    """Multiplies a layer's output, its bias included, by the mask."""
+    node = reader.node
+    output = _with_bias(node)
+    operand = node.inputs[reader.index]
+    assert operand is not None
+    rank = constant_array(operand).ndim
+    behind = rank - 2  # axes behind the channels'
+    if node.op_type in ("MatMul", "Gemm"):
+        behind = 1 if reader.index == 0 else 0  # W @ x has its channels before the columns
     name = f"{node.name}_mask"
-    factor = add_initializer(graph, on.reshape(-1, *[1] * spatial), name)
+    factor = add_initializer(graph, on.reshape(-1, *[1] * behind), name)
     producer = output.producer()
     assert producer is not None
     product = ir.node("Mul", [output, factor], name=_fresh(graph, name))
@@ -216,6 +213,20 @@ def _mask_output(graph: ir.Graph, node: ir.Node, on: Array) -> None:
     graph.insert_after(producer, product)
     output.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
     product.replace_input_with(0, output)
+
+
+def _with_bias(node: ir.Node) -> ir.Value:
+    """Returns a layer's output; that of a matrix product includes the bias of the same module."""
+    output = node.outputs[0]
+    users = list(output.uses())
+    if node.op_type != "MatMul" or len(users) != 1 or output.is_graph_output():
+        return output
+    addition, position = users[0]
+    if addition.op_type != "Add" or module_of(addition) != module_of(node):
+        return output
+    bias = addition.inputs[1 - position]
+    is_bias = bias is not None and bias.is_initializer() and constant_array(bias).ndim == 1
+    return addition.outputs[0] if is_bias else output
 
 
 def _fresh(graph: ir.Graph, name: str) -> str:

@@ -7,7 +7,8 @@ channel is live.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import onnx_ir as ir
 
 from ..report import Held, LayerFigures
 from .bind import WeightUse
-from .elements import Needed, along, elements, indices_of, sizes
+from .elements import Needed, along, compress, indices_of, sizes
 from .facts import Facts
 from .operators import mixing, operator, product
 
@@ -149,51 +150,93 @@ def union_and_intersection(
 
 
 def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
-    """Lists every operator that keeps channels which the masks would have removed."""
+    """Lists every layer whose filters stay though no output depends on them, and who holds them.
+
+    Channels that are kept because a kernel is faster with them are not held.
+    """
+    held: dict[ir.Value, dict[ir.Node, Needed]] = {}
     found: list[Held] = []
-    for (node, index), requirement in facts.required.items():
+    for node in reversed(list(graph)):
+        for value, elements_held in _reads_idle(node, held, facts):
+            own = held.setdefault(value, {})
+            for holder, idle in elements_held.items():
+                own[holder] = compress(own[holder] | idle) if holder in own else idle
+    for node in graph:
         entry = operator(node)
-        value = node.inputs[index]
-        if value is None or value.is_graph_input():
-            continue
-        shape = facts.shape(value)
-        need = facts.needed.get(value, np.zeros((1,) * len(shape), dtype=np.bool_))
-        if not entry.mixes and not _meets_live(node, value, facts):
-            continue
-        read = elements(requirement.sets, shape)
-        for axis in sorted(facts.free[value] | _mixed(entry, node, facts)):
-            idle = along(read, axis, shape[axis]) & ~along(need, axis, shape[axis])
-            count = int(idle.sum()) or _beyond_output(entry, node, axis, facts)
-            if count and value.name is not None:
-                found.append(
-                    Held(domain, value.name, axis, count, node.op_type, node.name or "",
-                         entry.reason(node, facts))
-                )  # fmt: skip
+        if isinstance(entry, product.Product):
+            axis = entry.layer(node, facts).out_axis
+            for holder, idle in held.get(node.outputs[0], {}).items():
+                count = int(along(idle, axis, facts.size(node.outputs[0], axis)).sum())
+                found.append(_held(domain, node.outputs[0], axis, count, holder, facts))
+        elif isinstance(entry, mixing.Mixing):
+            found.extend(
+                _held(domain, node.inputs[0], axis, count, node, facts)
+                for axis in entry.axes(node, facts)
+                if (count := _beyond_output(entry, node, axis, facts))
+            )
     return found
 
 
-def _mixed(entry: object, node: ir.Node, facts: Facts) -> frozenset[int]:
-    return entry.axes(node, facts) if isinstance(entry, mixing.Mixing) and entry.mixes \
-        else frozenset()  # fmt: skip
+def _held(
+    domain: str, value: ir.Value | None, axis: int, count: int, holder: ir.Node, facts: Facts
+) -> Held:
+    assert value is not None
+    reason = operator(holder).reason(holder, facts)
+    name = holder.name or ""
+    return Held(domain, str(value.name), axis, count, holder.op_type, name, reason)
 
 
-def _beyond_output(entry: object, node: ir.Node, axis: int, facts: Facts) -> int:
+def _reads_idle(
+    node: ir.Node, held: Mapping[ir.Value, Mapping[ir.Node, Needed]], facts: Facts
+) -> Iterator[tuple[ir.Value, dict[ir.Node, Needed]]]:
+    """Yields the elements of each input that a node reads though no output depends on them.
+
+    They are there because the node itself needs them for what is needed of its outputs, or because
+    an operator behind it holds some more of its outputs.
+    """
+    entry = operator(node)
+    reads: list[tuple[ir.Node, Sequence[Needed | None]]] = []
+    needed = [_live_need(value, facts) for value in node.outputs]
+    if any(need is not None for need in needed):
+        sets = entry.place(node, needed, facts)
+        kept = {v: s for v, s in zip(node.outputs, sets, strict=False) if s is not None}
+        probe = dataclasses.replace(facts, kept=kept)
+        reads.append((node, entry.reads(node, probe)))
+    for position, value in enumerate(node.outputs):
+        for holder, idle in held.get(value, {}).items():
+            wanted: list[Needed | None] = [None] * len(node.outputs)
+            wanted[position] = idle
+            reads.append((holder, entry.dependence(node, wanted, facts)))
+    for index, value in enumerate(node.inputs):
+        if value is None or value.is_initializer():
+            continue
+        idle_by: dict[ir.Node, Needed] = {}
+        accounted = facts.needed.get(value, np.zeros((1,) * len(facts.shape(value)), dtype=bool))
+        for holder, inputs in reads:
+            read = inputs[index]
+            if read is not None and (idle := read & ~accounted).any():
+                before = idle_by.get(holder)
+                idle_by[holder] = idle if before is None else before | idle
+                accounted = accounted | idle
+        yield value, idle_by
+
+
+def _live_need(value: ir.Value, facts: Facts) -> Needed | None:
+    need = facts.needed.get(value)
+    if need is None:
+        return None
+    need = need & np.isnan(facts.known_of(value))
+    return need if need.any() else None
+
+
+def _beyond_output(entry: mixing.Mixing, node: ir.Node, axis: int, facts: Facts) -> int:
     """Counts channels that only a mixing operator reads: what it makes of them is dropped."""
     output = node.outputs[0]
     shape = facts.shape(output)
-    if axis not in _mixed(entry, node, facts) or axis >= len(shape):
-        return 0
     source = node.inputs[0]
     need = facts.needed.get(output)
-    if need is None or source is None or shape[axis] != facts.size(source, axis):
+    if not entry.mixes or axis >= len(shape) or need is None or source is None:
+        return 0
+    if shape[axis] != facts.size(source, axis):
         return 0
     return int((~along(need, axis, shape[axis])).sum())
-
-
-def _meets_live(node: ir.Node, value: ir.Value, facts: Facts) -> bool:
-    """Tells whether a per-element operator is where a constant channel meets a live one."""
-    output = node.outputs[0]
-    if len(facts.shape(output)) != len(facts.shape(value)) or facts.is_live(value):
-        return False
-    fixed = ~np.isnan(facts.known_of(value))
-    return bool((fixed & np.isnan(facts.known_of(output))).any())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .elements import Needed, compress, live
+from .elements import Known, Needed, compress, live
 from .facts import Facts
 from .operators import operator
 from .operators.base import ones
@@ -21,10 +21,20 @@ def analyze(graph: ir.Graph, trace: Trace) -> Facts:
         facts.free[value] = frozenset(range(1, min(rank, 2))) - facts.varying(value)
     for node in graph:
         entry = operator(node)
-        facts.known.update(zip(node.outputs, entry.known(node, facts), strict=False))
+        for value, known in zip(node.outputs, entry.known(node, facts), strict=False):
+            facts.known[value] = _same_in_batch(known, facts.varying(value))
         facts.free.update(zip(node.outputs, entry.free(node, facts), strict=False))
     _propagate_need(graph, facts)
     return facts
+
+
+def _same_in_batch(known: Known, varying: frozenset[int]) -> Known:
+    """Forgets what differs along an axis that follows the batch: its length is not known."""
+    for axis in varying:
+        if known.shape[axis] > 1:
+            first = np.take(known, [0], axis=axis)
+            known = np.where((known == first).all(axis=axis, keepdims=True), first, np.nan)
+    return known
 
 
 def _propagate_need(graph: ir.Graph, facts: Facts) -> None:

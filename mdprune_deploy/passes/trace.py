@@ -140,13 +140,19 @@ class _Batch:
         return self._node("Squeeze", [total, axis], f"{name}_scalar", ())
 
     def _node(
-        self, op_type: str, inputs: list[ir.Value], name: str, shape: tuple[int, ...], **attributes: int
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        name: str,
+        shape: tuple[int, ...],
+        **attributes: int,
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes, name=name)
         node.outputs[0].name = name
         first = self._graph[0]
-        self._graph.insert_before(first, node) if inputs[0] is self.input else \
-            self._graph.insert_after(inputs[0].producer(), node)
+        self._graph.insert_before(first, node) if inputs[
+            0
+        ] is self.input else self._graph.insert_after(inputs[0].producer(), node)
         for seen in (self._first, self._second):
             seen.shapes[name], seen.dtypes[name] = shape, np.dtype(np.int64)
         return node.outputs[0]
@@ -193,9 +199,7 @@ def _observe(graph: ir.Graph, feeds: dict[str, Array]) -> _Observation:
     return seen
 
 
-def _resolve(
-    node: ir.Node, index: int, first: _Observation, second: _Observation
-) -> Array | None:
+def _resolve(node: ir.Node, index: int, first: _Observation, second: _Observation) -> Array | None:
     """Returns the constant that serves a shape operand at every batch, or None."""
     value, data = node.inputs[index], node.inputs[0]
     assert value is not None and value.name is not None

@@ -71,6 +71,14 @@ class Operator:
             for value, need in zip(node.inputs, self.dependence(node, kept, facts), strict=True)
         ]
 
+    def reads(self, node: ir.Node, facts: Facts) -> list[Needed | None]:
+        """Returns the input elements that are read where time does not matter."""
+        return [
+            None if requirement is None or value is None
+            else elements(requirement.sets, facts.shape(value))
+            for value, requirement in zip(node.inputs, self.require(node, facts), strict=True)
+        ]  # fmt: skip
+
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         """Adds the narrowed operator; returns its outputs."""
         return build.copy(node, [build.read(node, index) for index in range(len(node.inputs))])

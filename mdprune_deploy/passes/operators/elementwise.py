@@ -81,27 +81,41 @@ class Elementwise(Operator):
         ]
 
     def require(self, node: ir.Node, facts: Facts) -> list[Requirement | None]:
-        output = node.outputs[0]
-        sets = facts.kept[output]
-        requirements: list[Requirement | None] = []
-        live_operands = 0
-        for value in node.inputs:
+        sets = facts.kept[node.outputs[0]]
+        requirements: list[Requirement | None] = [None] * len(node.inputs)
+        constant: dict[int, Requirement] = {}
+        for index, value in enumerate(node.inputs):
             if value is None or value.is_initializer():
-                requirements.append(None)
                 continue
             own = operand_sets(sets, facts.shape(value))
             if self._constant(value, own, facts):
-                requirements.append(None)
-                continue
-            live_operands += 1
-            requirements.append(_cheapest(value, own, facts) if _adds(node) else Requirement(own))
-        if live_operands == 0:  # one operand has to tell the batch
-            for index, value in enumerate(node.inputs):
-                if value is not None and not value.is_initializer():
-                    own = operand_sets(sets, facts.shape(value))
-                    requirements[index] = Requirement(own)
-                    break
+                constant[index] = Requirement(own)
+            else:
+                adds = _adds(node)
+                requirements[index] = _cheapest(value, own, facts) if adds else Requirement(own)
+        batch = facts.varying(node.outputs[0])
+        for index, requirement in constant.items():  # some operand has to tell the batch
+            read = [v for v, r in zip(node.inputs, requirements, strict=True) if r is not None]
+            if not read or (batch - self._spanned(node, read, facts)):
+                requirements[index] = requirement
         return requirements
+
+    @staticmethod
+    def _spanned(
+        node: ir.Node, operands: Sequence[ir.Value | None], facts: Facts
+    ) -> frozenset[int]:
+        """Returns the axes of the output along which some operand is as long as the output."""
+        output = node.outputs[0]
+        shape, batch = facts.shape(output), facts.varying(output)
+        found: set[int] = set()
+        for value in operands:
+            own = () if value is None else facts.shape(value)
+            offset = len(shape) - len(own)
+            for axis, size in enumerate(own, start=offset):
+                follows = value is not None and axis - offset in facts.varying(value)
+                if size == shape[axis] and (follows or axis not in batch):
+                    found.add(axis)
+        return frozenset(found)
 
     @staticmethod
     def _constant(value: ir.Value, sets: Sets, facts: Facts) -> bool:
@@ -109,22 +123,45 @@ class Elementwise(Operator):
         return not np.isnan(take(known, sets)).any()
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        sets = build.facts.kept[node.outputs[0]]
+        facts = build.facts
+        sets = facts.kept[node.outputs[0]]
         operands: list[ir.Value | None] = []
         for index, value in enumerate(node.inputs):
             if value is None:
                 operands.append(None)
-            elif (node, index) in build.facts.required:
+            elif (node, index) in facts.required:
                 operands.append(build.read(node, index))
-            else:
-                constant = build.facts.constant(value)
-                if constant is None:
-                    constant = build.facts.known_of(value)
-                    constant = constant.astype(build.facts.dtype(value))
+            elif (constant := facts.constant(value)) is not None:
                 operands.append(build.constant(take(constant, sets), f"{value.name}_constant"))
+            else:
+                operands.append(self._filled(node, value, build))
         if node.op_type in ("Identity", "Dropout") and operands[0] is not None:
             return [operands[0]]
         return build.copy(node, operands, outputs=1)
+
+
+    def reason(self, node: ir.Node, facts: Facts) -> str:
+        return "a constant channel meets a live one, and moving the others would cost more"
+
+    def _filled(self, node: ir.Node, value: ir.Value, build: Builder) -> ir.Value:
+        """Returns an operand's constants, as long as the output where no other operand is."""
+        facts = build.facts
+        output = node.outputs[0]
+        sets, shape = facts.kept[output], facts.shape(output)
+        array = take(facts.known_of(value).astype(facts.dtype(value)), sets)
+        constant = build.constant(array, f"{value.name}_constant")
+        present = [
+            v for i, v in enumerate(node.inputs)
+            if v is not None and (v.is_initializer() or (node, i) in facts.required)
+        ]  # fmt: skip
+        missing = self._spanned(node, [value], facts) - self._spanned(node, present, facts)
+        target = [
+            size if axis in missing else 1 for axis, size in enumerate(sizes(sets, shape))
+        ][len(shape) - array.ndim :]
+        if all(have >= want for have, want in zip(array.shape, target, strict=True)):
+            return constant
+        length = build.constant(np.asarray(target, dtype=np.int64), f"{value.name}_shape")
+        return build.op("Expand", [constant, length], name=f"{value.name}_expanded")[0]
 
 
 @register("Expand")
@@ -171,10 +208,9 @@ class Expand(Elementwise):
         target = build.facts.constant(node.inputs[1])
         shape = build.facts.shape(output)
         if target is None:
-            limits = np.full(len(shape), np.iinfo(np.int64).max)
-            for axis, indices in enumerate(sets):
-                limits[axis] = limits[axis] if indices is None else len(indices)
-            limit = build.constant(limits, f"{node.name}_limits")
+            limits = [np.iinfo(np.int64).max if s is None else len(s) for s in sets]
+            length = build.facts.size(node.inputs[1], 0)
+            limit = build.constant(np.asarray(limits[-length:]), f"{node.name}_limits")
             target_value = build.op("Min", [build.read(node, 1), limit], name=f"{node.name}_shape")
             return build.copy(node, [source, *target_value])
         narrowed = [

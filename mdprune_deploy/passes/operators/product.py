@@ -245,22 +245,35 @@ class Product(Operator):
             if size[group * per_group + index] > 0.0
         }
 
+    def reads(self, node: ir.Node, facts: Facts) -> list[Needed | None]:
+        layer = self.layer(node, facts)
+        output = node.outputs[0]
+        kept = elements(facts.kept[output], facts.shape(output))
+        return self._at_data(node, self._spread(layer, self._exact_channels(node, facts), kept))
+
     def _read_channels(self, node: ir.Node, facts: Facts) -> Array:
-        """Returns the channels that are read: rounded, or as many in every group that stays."""
+        """Returns the channels that are read, rounded where a kernel is faster so."""
+        read = self._exact_channels(node, facts)
+        if self.layer(node, facts).groups == 1:
+            read = self.rounded(node, read, facts)
+        return np.flatnonzero(read)
+
+    def _exact_channels(self, node: ir.Node, facts: Facts) -> Needed:
+        """Returns the channels that must be read, as many in every group that stays."""
         layer = self.layer(node, facts)
         acting, constants = self._acting(node, facts)
         read = layer.by_channel(acting) & np.isnan(constants)
         read[list(self.representatives(node, facts).values())] = True
         if layer.groups == 1:
             read[0] |= not read.any()
-            return np.flatnonzero(self.rounded(node, read, facts))
+            return read
         kept, _ = self._live_rows(node, facts)
         staying = np.zeros((layer.groups, 1), dtype=np.bool_)
         staying[kept // (layer.filters // layer.groups)] = True
         per_group = read.reshape(layer.groups, -1)
         if not per_group.any():
             per_group[:, 0] = True
-        return np.flatnonzero(_balance(per_group, staying))
+        return _balance(per_group, staying)
 
     def rounded(self, node: ir.Node, read: Needed, facts: Facts) -> Needed:
         """Adds channels, with zero weights, where a kernel is faster with them; `(channels,)`."""
@@ -303,6 +316,9 @@ class Product(Operator):
             return "a constant channel makes a pattern at its zero-padded border"
         if self.layer(node, facts).groups > 1:
             return "its groups must stay equally wide"
+        value = node.inputs[self.data(node)]
+        if value is not None and not facts.is_live(value):
+            return "a constant channel differs from place to place"
         return "it needs at least one channel"
 
 
