@@ -1,0 +1,57 @@
+"""The command line: `mdprune COMMAND`; every command is a file of `commands`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from importlib import metadata
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from .commands.bench import bench
+from .commands.compile import compile
+from .commands.inspect import inspect
+from .commands.pack import pack
+from .commands.run import run
+from .commands.verify import verify
+
+app = typer.Typer(
+    name="mdprune",
+    help="Compiles networks that serve several domains from shared weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _command in (compile, inspect, verify, run, bench, pack):
+    app.command()(_command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"mdprune {metadata.version('mdprune-deploy')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; what it ends with is the process's exit status."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    # As an interrupt does, an end by the system cleans up what is half done.
+    signal.signal(signal.SIGTERM, _terminated)
+    app()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

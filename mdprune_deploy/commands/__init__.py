@@ -1,0 +1,1 @@
+"""The commands of `mdprune`, one a file: parse, call the library, print."""

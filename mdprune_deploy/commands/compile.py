@@ -1,0 +1,90 @@
+"""`mdprune compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import pipeline
+from ..report import CompileReport
+from .common import (
+    BudgetOption,
+    FitOption,
+    JsonOption,
+    MetricOption,
+    command,
+    print_json,
+    print_table,
+    progress_bar,
+    share,
+    size,
+)
+
+
+@command
+def compile(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.pt", help="A checkpoint.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The bundle.")],
+    budget: BudgetOption = None,
+    target: Annotated[
+        str, typer.Option("--target", metavar="T,...", help="What to emit.")
+    ] = ",".join(pipeline.DEFAULT_TARGETS),
+    metric: MetricOption = "params",
+    fit: FitOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle that stands at OUT.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compiles every domain of a checkpoint into one bundle, and checks what it wrote."""
+    with progress_bar("compiling") as tick:
+        report = pipeline.compile(
+            model,
+            output,
+            budget=budget,
+            metric=metric,
+            targets=[name.strip() for name in target.split(",") if name.strip()],
+            fit=fit,
+            overwrite=force,
+            progress=lambda domain, stage, done, total: tick(f"{domain}, {stage}", done, total),
+        )
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show(report, output)
+
+
+def show(report: CompileReport, output: Path) -> None:
+    """Prints the figures of a compile."""
+    rows = [
+        [
+            name,
+            f"{d.params_dense:,}",
+            share(d.params_used, d.params_dense),
+            share(d.params_emitted, d.params_dense),
+            share(d.macs_emitted, d.macs_dense),
+            f"{d.max_rel_error:.1e}",
+        ]
+        for name, d in report.domains.items()
+    ]
+    headings = ("domain", "weights", "used", "emitted", "MACs left", "largest error")
+    print_table(f"{output}: every domain equals its reference", headings, rows)
+    print(
+        f"All domains together use {report.params_union:,} weights, {report.params_intersection:,} "
+        f"of them in common. The weight file: {size(report.bytes_shared)} that several domains "
+        f"name, {size(report.bytes_private)} that one names."
+    )
+    show_held(len(report.held), sum(held.channels for held in report.held))
+    if report.seconds is not None:
+        print(f"Compiled and checked in {report.seconds:.1f} s.")
+
+
+def show_held(places: int, channels: int) -> None:
+    """Says how much could not be removed, if anything."""
+    if places:
+        print(
+            f"{channels:,} masked channels in {places:,} places could not be removed: "
+            "mdprune inspect lists the operators that hold them."
+        )
