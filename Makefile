@@ -1,0 +1,57 @@
+# make setup  the environment in .venv/
+# make demo   trains the example, compiles it, checks it, times it; ends with one table
+# make test   all tests
+# make lint   format, lint and types
+# make bench  the figures of the README (long); needs an idle machine
+PYTHON := .venv/bin/python
+MDPRUNE := .venv/bin/mdprune
+STAMP := .venv/.installed
+DEMO := out/demo
+BENCH := out/bench
+BUDGET := 0.5
+# `make demo TRAIN=--quick` trains for seconds instead of minutes; its accuracies mean nothing.
+TRAIN :=
+# `make test TESTS=tests/test_cli.py` runs one file.
+TESTS :=
+
+.PHONY: setup demo test lint bench nightly
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@python3 -m venv .venv
+	@echo "installing into .venv"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@mkdir -p $(DEMO)
+	$(PYTHON) examples/train.py --output $(DEMO) $(TRAIN)
+	$(MDPRUNE) compile $(DEMO)/model.pt --budget $(BUDGET) -o $(DEMO)/bundle --force
+	$(MDPRUNE) verify $(DEMO)/bundle --against $(DEMO)/model.pt --budget $(BUDGET)
+	$(MDPRUNE) bench $(DEMO)/bundle --against $(DEMO)/model.pt --json > $(DEMO)/bench.json
+	@$(PYTHON) examples/demo.py $(DEMO)
+
+test: setup
+	@$(PYTHON) -m pytest $(TESTS)
+
+lint: setup
+	@$(PYTHON) -m ruff format --check --quiet .
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy
+
+bench: setup $(BENCH)/r50-learned
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps torch-pruning==1.6.1
+	$(PYTHON) -m benchmarks.exactness $(addprefix --checkpoint ,$(wildcard $(DEMO)/model.pt))
+	$(PYTHON) -m benchmarks.latency
+	$(PYTHON) -m benchmarks.memory $(BENCH)/r50-learned
+	$(PYTHON) -m benchmarks.torch_pruning
+	$(PYTHON) -m benchmarks.budget_tradeoff
+	$(PYTHON) -m benchmarks.compile_cost
+
+$(BENCH)/r50-learned: | setup
+	@mkdir -p $(@D)
+	@$(PYTHON) -c "from pathlib import Path; from benchmarks.harness import compile_case, make_case; \
+	compile_case(make_case('r50', 'learned'), Path('$(@D)'))"
+
+nightly: lint test demo bench
