@@ -7,6 +7,7 @@ its convolution has no float64.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,17 +57,15 @@ def evaluate(
             values[value] = array
             if observe is not None:
                 observe(value, array)
-        for value in node.inputs:
-            if value is not None and value in remaining:
-                remaining[value] -= 1
-                if remaining[value] == 0:
-                    values.pop(value, None)
+        for operand in node.inputs:
+            if operand is not None and operand in remaining:
+                remaining[operand] -= 1
+                if remaining[operand] == 0:
+                    values.pop(operand, None)
     return [values[value] for value in graph.outputs]
 
 
-def evaluate_node(
-    node: ir.Node, arguments: Sequence[Array | None], opset: int
-) -> Sequence[Array]:
+def evaluate_node(node: ir.Node, arguments: Sequence[Array | None], opset: int) -> Sequence[Array]:
     """Runs one node.
 
     Args:
@@ -111,9 +110,8 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 def _reference_kernel(node: ir.Node, opset: int) -> Callable[..., Iterable[Array]]:
     attributes = tuple(node.attributes.values())
     cached = node.meta.get("mdprune_kernel")
-    if cached is not None and len(cached[0]) == len(attributes):
-        if all(a is b for a, b in zip(cached[0], attributes, strict=True)):
-            return cached[1]  # type: ignore[no-any-return]
+    if cached is not None and [*map(id, cached[0])] == [*map(id, attributes)]:
+        return cached[1]  # type: ignore[no-any-return]
     if node.domain != "":
         raise UnsupportedGraphError(
             f"{node.domain}::{node.op_type} (node {node.name!r}) is not a standard ONNX operator"
@@ -291,9 +289,10 @@ def _average_pool(node: ir.Node, x: Array) -> list[Array]:
     over = [n for more in extra[::-1] for n in (0, more)]
     data, inside = F.pad(data, over), F.pad(inside, over)
     ones = torch.ones((1, 1, *geometry.kernel), dtype=data.dtype)
-    convolve = _CONV[x.ndim - 2]
-    options = {"stride": geometry.strides, "dilation": geometry.dilations}
-    y = convolve(data, ones, **options) / convolve(inside, ones, **options)
+    convolve = functools.partial(
+        _CONV[x.ndim - 2], weight=ones, stride=geometry.strides, dilation=geometry.dilations
+    )
+    y = convolve(data) / convolve(inside)
     return [y.reshape(*x.shape[:2], *y.shape[2:]).numpy()]
 
 

@@ -45,10 +45,14 @@ def compress(array: Array) -> Array:
 def any_over(array: Needed, shape: Sequence[int]) -> Needed:
     """Reduces a broadcast result's elements to an operand of the given shape, by `any`."""
     extra = array.ndim - len(shape)
-    if extra:
-        array = array.any(axis=tuple(range(extra)))
-    axes = tuple(a for a, size in enumerate(shape) if size == 1 and array.shape[a] > 1)
-    return array.any(axis=axes, keepdims=True) if axes else array
+    array = any_along(array, range(extra)).reshape(array.shape[extra:])
+    axes = [a for a, size in enumerate(shape) if size == 1 and array.shape[a] > 1]
+    return any_along(array, axes)
+
+
+def any_along(array: Needed, axes: Collection[int]) -> Needed:
+    """Reduces axes to length 1 by `any`."""
+    return np.asarray(array.any(axis=tuple(axes), keepdims=True)) if axes else array
 
 
 def along(array: Needed, axis: int, size: int) -> Needed:
@@ -87,8 +91,7 @@ def elements(sets: Sets, shape: Sequence[int]) -> Needed:
 def sizes(sets: Sets, shape: Sequence[int]) -> tuple[int, ...]:
     """Returns the shape of a tensor narrowed to a product set."""
     return tuple(
-        size if indices is None else len(indices)
-        for indices, size in zip(sets, shape, strict=True)
+        size if indices is None else len(indices) for indices, size in zip(sets, shape, strict=True)
     )
 
 

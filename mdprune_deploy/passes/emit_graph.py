@@ -81,7 +81,7 @@ class Builder:
         kept = list(inputs)
         while kept and kept[-1] is None:
             kept.pop()
-        attributes: dict[str, Any] = {name: attr for name, attr in node.attributes.items()}
+        attributes: dict[str, Any] = dict(node.attributes)
         attributes.update(changed)
         assert node.name is not None
         return self.op(

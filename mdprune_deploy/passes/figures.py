@@ -157,8 +157,8 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
     held: dict[ir.Value, dict[ir.Node, Needed]] = {}
     found: list[Held] = []
     for node in reversed(list(graph)):
-        for value, elements_held in _reads_idle(node, held, facts):
-            own = held.setdefault(value, {})
+        for operand, elements_held in _reads_idle(node, held, facts):
+            own = held.setdefault(operand, {})
             for holder, idle in elements_held.items():
                 own[holder] = compress(own[holder] | idle) if holder in own else idle
     for node in graph:
@@ -166,8 +166,12 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
         if isinstance(entry, product.Product):
             axis = entry.layer(node, facts).out_axis
             for holder, idle in held.get(node.outputs[0], {}).items():
-                count = int(along(idle, axis, facts.size(node.outputs[0], axis)).sum())
-                found.append(_held(domain, node.outputs[0], axis, count, holder, facts))
+                value, size = node.outputs[0], facts.size(node.outputs[0], axis)
+                channels = along(idle, axis, size)
+                if (need := facts.needed.get(value)) is not None:
+                    channels = channels & ~along(need, axis, size)
+                if count := int(channels.sum()):
+                    found.append(_held(domain, value, axis, count, holder, facts))
         elif isinstance(entry, mixing.Mixing):
             found.extend(
                 _held(domain, node.inputs[0], axis, count, node, facts)
@@ -207,18 +211,18 @@ def _reads_idle(
             wanted: list[Needed | None] = [None] * len(node.outputs)
             wanted[position] = idle
             reads.append((holder, entry.dependence(node, wanted, facts)))
-    for index, value in enumerate(node.inputs):
-        if value is None or value.is_initializer():
+    for index, operand in enumerate(node.inputs):
+        if operand is None or operand.is_initializer():
             continue
         idle_by: dict[ir.Node, Needed] = {}
-        accounted = facts.needed.get(value, np.zeros((1,) * len(facts.shape(value)), dtype=bool))
+        accounted = facts.needed.get(operand, np.zeros((1,) * len(facts.shape(operand)), bool))
         for holder, inputs in reads:
             read = inputs[index]
             if read is not None and (idle := read & ~accounted).any():
                 before = idle_by.get(holder)
                 idle_by[holder] = idle if before is None else before | idle
                 accounted = accounted | idle
-        yield value, idle_by
+        yield operand, idle_by
 
 
 def _live_need(value: ir.Value, facts: Facts) -> Needed | None:

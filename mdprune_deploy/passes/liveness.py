@@ -49,11 +49,11 @@ def _propagate_need(graph: ir.Graph, facts: Facts) -> None:
             needed.append(need if need is not None and need.any() else None)
         if all(need is None for need in needed):
             continue
-        for value, need in zip(
+        for operand, need in zip(
             node.inputs, operator(node).dependence(node, needed, facts), strict=True
         ):
-            if value is None or need is None or value.is_initializer():
+            if operand is None or need is None or operand.is_initializer():
                 continue
-            need = need & np.isnan(facts.known_of(value))
-            before = facts.needed.get(value)
-            facts.needed[value] = compress(need if before is None else before | need)
+            need = need & np.isnan(facts.known_of(operand))
+            before = facts.needed.get(operand)
+            facts.needed[operand] = compress(need if before is None else before | need)

@@ -67,9 +67,11 @@ def order(graph: ir.Graph, facts: Facts) -> None:
     classes = _classes(graph, facts)
     done: set[int] = set()
     for group in classes.values():
+        if id(group) in done or group.pinned:
+            continue
         channels = _kept(group.values[0], facts)
         readers = [reader for value in group.values for reader in _readers(value, facts)]
-        if id(group) in done or group.pinned or not readers or len(channels) % BLOCK:
+        if not readers or len(channels) % BLOCK:
             continue
         done.add(id(group))
         readers.sort(key=lambda reader: -reader.moved)

@@ -149,10 +149,11 @@ class _Batch:
     ) -> ir.Value:
         node = ir.node(op_type, inputs, attributes, name=name)
         node.outputs[0].name = name
-        first = self._graph[0]
-        self._graph.insert_before(first, node) if inputs[
-            0
-        ] is self.input else self._graph.insert_after(inputs[0].producer(), node)
+        producer = inputs[0].producer()
+        if producer is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(producer, node)
         for seen in (self._first, self._second):
             seen.shapes[name], seen.dtypes[name] = shape, np.dtype(np.int64)
         return node.outputs[0]

@@ -109,8 +109,8 @@ _REFUSED = {
                "Bernoulli", "Multinomial"),
     "a sequence": ("SequenceConstruct", "SequenceAt", "SequenceEmpty", "SequenceInsert",
                    "SplitToSequence", "ConcatFromSequence", "SequenceErase", "SequenceLength"),
-    "optional or string data": ("Optional", "OptionalGetElement", "OptionalHasElement",
-                                "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
+    "optional data": ("Optional", "OptionalGetElement", "OptionalHasElement"),
+    "text": ("StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer"),
 }  # fmt: skip
 
 Entry = TypeVar("Entry", bound=Operator)

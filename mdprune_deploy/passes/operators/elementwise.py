@@ -139,7 +139,6 @@ class Elementwise(Operator):
             return [operands[0]]
         return build.copy(node, operands, outputs=1)
 
-
     def reason(self, node: ir.Node, facts: Facts) -> str:
         return "a constant channel meets a live one, and moving the others would cost more"
 
@@ -155,9 +154,9 @@ class Elementwise(Operator):
             if v is not None and (v.is_initializer() or (node, i) in facts.required)
         ]  # fmt: skip
         missing = self._spanned(node, [value], facts) - self._spanned(node, present, facts)
-        target = [
-            size if axis in missing else 1 for axis, size in enumerate(sizes(sets, shape))
-        ][len(shape) - array.ndim :]
+        target = [size if axis in missing else 1 for axis, size in enumerate(sizes(sets, shape))][
+            len(shape) - array.ndim :
+        ]
         if all(have >= want for have, want in zip(array.shape, target, strict=True)):
             return constant
         length = build.constant(np.asarray(target, dtype=np.int64), f"{value.name}_shape")
@@ -195,9 +194,9 @@ class Expand(Elementwise):
         ]
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        data = node.inputs[0]
+        data, lengths = node.inputs
         output = node.outputs[0]
-        assert data is not None
+        assert data is not None and lengths is not None
         sets = build.facts.kept[output]
         array = build.facts.constant(data)
         source = (
@@ -209,7 +208,7 @@ class Expand(Elementwise):
         shape = build.facts.shape(output)
         if target is None:
             limits = [np.iinfo(np.int64).max if s is None else len(s) for s in sets]
-            length = build.facts.size(node.inputs[1], 0)
+            length = build.facts.size(lengths, 0)
             limit = build.constant(np.asarray(limits[-length:]), f"{node.name}_limits")
             target_value = build.op("Min", [build.read(node, 1), limit], name=f"{node.name}_shape")
             return build.copy(node, [source, *target_value])
@@ -277,5 +276,3 @@ def filter_cost(value: ir.Value, facts: Facts) -> int:
             return 0
         node = live_inputs[0].producer()
     return 0
-
-

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...evaluate import attribute, evaluate_node
-from ..elements import Known, Needed, any_over, compress, take
+from ..elements import Known, Needed, any_along, any_over, compress, take
 from ..facts import Facts, Requirement
 from .base import Operator, constant_operands, register
 
@@ -43,10 +43,8 @@ class Mixing(Operator):
         return node.inputs[0]
 
     def _to_input(self, node: ir.Node, need: Needed, facts: Facts) -> Needed:
-        axes = tuple(sorted(self.axes(node, facts)))
-        if self.drops_axes(node):
-            return np.expand_dims(need, axes)
-        return need.any(axis=axes, keepdims=True) if axes else need
+        axes = sorted(self.axes(node, facts))
+        return np.expand_dims(need, axes) if self.drops_axes(node) else any_along(need, axes)
 
     def known(self, node: ir.Node, facts: Facts) -> list[Known]:
         data = self._data(node)
@@ -199,7 +197,7 @@ class Reduce(Mixing):
         return frozenset(int(axis) % rank for axis in axes.reshape(-1))
 
     def drops_axes(self, node: ir.Node) -> bool:
-        return attribute(node, "keepdims", 1) == 0
+        return not attribute(node, "keepdims", 1)
 
 
 @register("ArgMax", "ArgMin")
@@ -211,7 +209,7 @@ class Arg(Mixing):
         return frozenset({int(attribute(node, "axis", 0)) % rank})
 
     def drops_axes(self, node: ir.Node) -> bool:
-        return attribute(node, "keepdims", 1) == 0
+        return not attribute(node, "keepdims", 1)
 
 
 @register("Resize")
@@ -298,8 +296,8 @@ class ActivationProduct(Operator):
         need = needed[0]
         assert need is not None
         (a, _), (b, _) = self._operands(node, facts)
-        rows = need.any(axis=-1, keepdims=True)
-        columns = need.any(axis=-2, keepdims=True)
+        rows = any_along(need, [need.ndim - 1])
+        columns = any_along(need, [need.ndim - 2])
         return [
             None if a.is_initializer() else any_over(rows, _loose(facts.shape(a), -1)),
             None if b.is_initializer() else any_over(columns, _loose(facts.shape(b), -2)),
@@ -334,5 +332,3 @@ def _loose(shape: Sequence[int], axis: int) -> tuple[int, ...]:
     sizes = list(shape)
     sizes[axis] = 1
     return tuple(sizes)
-
-

@@ -138,7 +138,7 @@ class Reshape(Movement):
                 "the batch size; one can be inferred"
             )
         shape = build.constant(np.asarray(target, dtype=np.int64), f"{node.name}_shape")
-        return build.op("Reshape", [build.read(node, 0), shape], name=node.name)
+        return build.op("Reshape", [build.read(node, 0), shape], name=node.name or "reshape")
 
     def dependence(
         self, node: ir.Node, needed: Sequence[Needed | None], facts: Facts
@@ -192,7 +192,8 @@ class Concat(Movement):
 
     def _ends(self, node: ir.Node, facts: Facts) -> list[int]:
         axis = self._axis(node, facts)
-        return np.cumsum([facts.size(v, axis) for v in self.sources(node)]).tolist()
+        lengths = [facts.size(v, axis) for v in self.sources(node)]
+        return [int(end) for end in np.cumsum(lengths)]
 
     def backward(self, node: ir.Node, array: Needed, facts: Facts) -> list[Needed]:
         axis = self._axis(node, facts)
@@ -234,7 +235,7 @@ class Concat(Movement):
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         facts = build.facts
         axis = self._axis(node, facts)
-        parts: list[ir.Value] = []
+        parts: list[ir.Value | None] = []
         for index, (value, sets) in enumerate(
             zip(self.sources(node), self._segments(node, facts), strict=True)
         ):
@@ -249,7 +250,7 @@ class Concat(Movement):
                     if indices is not None:
                         narrowed = np.take(narrowed, indices, axis=a)
                 parts.append(build.constant(narrowed, f"{value.name}_part"))
-        return parts if len(parts) == 1 else build.copy(node, parts)
+        return [parts[0]] if len(parts) == 1 and parts[0] is not None else build.copy(node, parts)
 
 
 class Take(Movement):
@@ -365,9 +366,7 @@ class Gather(Take):
 
     def applies(self, node: ir.Node) -> bool:
         indices = node.inputs[1]
-        return (
-            constant_operands(node) and indices is not None and constant_array(indices).ndim == 1
-        )
+        return constant_operands(node) and indices is not None and constant_array(indices).ndim == 1
 
     def chosen(self, node: ir.Node, position: int, facts: Facts) -> dict[int, Indices]:
         source = self.sources(node)[0]
@@ -428,7 +427,7 @@ class Pad(Movement):
             if before or after:
                 size = facts.size(self.sources(node)[0], axis)
                 array = np.broadcast_to(array, _with(_without(array.shape, axis), axis, size))
-        value = bool(False) if array.dtype == np.bool_ else fill
+        value = False if array.dtype == np.bool_ else fill
         return np.pad(array, border, constant_values=value)
 
     def backward(self, node: ir.Node, array: Needed, facts: Facts) -> list[Needed]:

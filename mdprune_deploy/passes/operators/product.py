@@ -77,8 +77,8 @@ class Layer:
     @cached_property
     def pairs(self) -> Needed:
         """Whether the weight of a pair is not zero, shape `(filters, channels per group)`."""
-        nonzero = self.weight != 0.0
-        return nonzero.any(axis=tuple(range(2, nonzero.ndim))) if nonzero.ndim > 2 else nonzero
+        flat = self.weight.reshape(*self.weight.shape[:2], -1)
+        return np.asarray((flat != 0.0).any(axis=2))
 
     def by_filter(self, per_channel: Array) -> Array:
         """Spreads one entry per channel over the pairs, shape `(filters, channels per group)`."""
@@ -324,12 +324,10 @@ class Product(Operator):
 
 def _balance(chosen: Needed, staying: Needed | None = None) -> Needed:
     """Adds channels until every group with any has as many as the widest; shape `(groups, n)`."""
-    chosen = chosen.copy()
-    if staying is None:
-        staying = chosen.any(axis=1, keepdims=True)
-    chosen &= staying
+    rows = np.asarray(chosen.any(axis=1)) if staying is None else staying[:, 0]
+    chosen = chosen & rows.reshape(-1, 1)
     width = int(chosen.sum(axis=1).max())
-    for group in np.flatnonzero(staying[:, 0]):
+    for group in np.flatnonzero(rows):
         missing = width - int(chosen[group].sum())
         chosen[group, np.flatnonzero(~chosen[group])[:missing]] = True
     return chosen.reshape(-1)
