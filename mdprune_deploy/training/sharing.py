@@ -8,19 +8,20 @@ domains use and those that at least one uses are
 What is not in the union need not be stored; what is in the intersection is stored once for all.
 Each loss is 0 at best and 1 at worst, for domains that use a share beta of the network:
 
-    intersection   1 - I / (beta N)                                   I is at most beta N
-    union          max(0, U / N - beta) / (min(1, D beta) - beta)     U is beta N to min(1, D beta) N
-    Jaccard        1 - I / U                                          whatever the share is
+    intersection   1 - I / (beta N)                                  as I / N <= beta
+    union          max(0, U / N - beta) / (min(1, D beta) - beta)    as U / N <= min(1, D beta)
+    Jaccard        1 - I / U                                         whatever the share is
 
-where the union's denominator is taken as 1 if D beta = beta or beta = 1: then nothing can be
-shared less. The derivative of a quotient is dJ = -(dI - (I / U) dU) / U.
+where a union's denominator of 0 (one domain, or beta = 1) is taken as 1: nothing is left to
+share. The derivative of a quotient is dJ = -(dI - (I / U) dU) / U.
 
 The products above, read as polynomials in s, have useless derivatives at binary points: of a
 channel that two of four domains use neither the product of the s nor that of the 1 - s changes with
 any single switch, so no domain is asked to move. Ours: their value is taken at the binary switches,
 their derivative at the soft ones p = r + 1/2 of `network`,
 
-    d prod_d p / dp_d = prod_{e != d} p_e            d (1 - prod_d (1 - p)) / dp_d = prod_{e != d} (1 - p_e).
+    d/dp_d (prod_e p_e) = prod_{e != d} p_e
+    d/dp_d (1 - prod_e (1 - p_e)) = prod_{e != d} (1 - p_e).
 
 This is the straight-through estimator for a product. The soft products are the expected
 intersection and union if every switch were drawn on its own with probability p. So a domain is

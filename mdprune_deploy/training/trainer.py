@@ -47,15 +47,15 @@ class Settings:
 
     steps: int = 500
     batch: int = 32
-    rate: float = 0.1
+    rate: float = 0.05
     decay: float = 5e-4
     budget: float = 1.0
-    search: float = 0.5
+    search: float = 0.6
     score_rate: float = 0.01
-    multiplier_rate: float = 1.0
-    penalty: float = 10.0
+    multiplier_rate: float = 0.05
+    penalty: float = 2.0
     sharing: Sharing = "none"
-    sharing_rate: float = 0.2
+    sharing_rate: float = 0.1
     sharing_target: float = 0.0
     sharing_most: float = 20.0
     seed: int = 0
@@ -156,9 +156,7 @@ class Run:
         self.scores = torch.optim.Adam([network.scores], settings.score_rate)
         zeros = torch.zeros(len(network.domains))
         self.budget = Constraint(zeros, settings.multiplier_rate, settings.penalty)
-        self.sharing = Constraint(
-            torch.zeros(1), settings.sharing_rate, most=settings.sharing_most
-        )
+        self.sharing = Constraint(torch.zeros(1), settings.sharing_rate, most=settings.sharing_most)
 
     def step(self, index: int) -> Step:
         """Takes one step with one mini-batch of every domain."""
@@ -235,6 +233,6 @@ def accuracy(network: MultiDomainNetwork, data: Data, batch: int = 250) -> dict[
     network.eval()
     result = {}
     for domain, (x, y) in data.items():
-        logits = torch.cat([network(part, domain) for part in x.split(batch)])
+        logits = torch.cat([network(part, domain) for part in torch.split(x, batch)])
         result[domain] = (logits.argmax(1) == y).double().mean().item()
     return result
