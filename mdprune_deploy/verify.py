@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from .checkpoint import Checkpoint
@@ -111,27 +112,26 @@ def cases(checkpoint: Checkpoint, domain: str, seed: int = 0) -> list[Case]:
                 Case(name, feeds, tuple(part))
                 for (name, feeds), part in zip(inputs.items(), parts, strict=True)
             ]
-    return [
-        Case(name, feeds, tuple(evaluate(graph, feeds))) for name, feeds in inputs.items()
-    ]
+    return [Case(name, feeds, tuple(evaluate(graph, feeds))) for name, feeds in inputs.items()]
 
 
 def _inputs(checkpoint: Checkpoint, seed: int) -> dict[str, Feeds]:
     example = example_feeds(checkpoint)
     rng = np.random.default_rng(seed)
 
-    def make(fill: Callable[[Array], Array]) -> Feeds:
+    def make(fill: Callable[[tuple[int, ...]], npt.NDArray[np.float64]]) -> Feeds:
         # Inputs that are not floating-point index something: only the example's are known valid.
         return {
-            name: fill(array).astype(np.float32).astype(np.float64) if array.dtype.kind == "f"
+            name: fill(array.shape).astype(np.float32).astype(np.float64)
+            if array.dtype.kind == "f"
             else array
             for name, array in example.items()
-        }  # fmt: skip
+        }
 
     return {
-        "random": make(lambda array: rng.standard_normal(array.shape)),
-        "large": make(lambda array: LARGE * rng.standard_normal(array.shape)),
-        "constant": make(np.ones_like),
+        "random": make(lambda shape: rng.normal(size=shape)),
+        "large": make(lambda shape: rng.normal(scale=LARGE, size=shape)),
+        "constant": make(np.ones),
     }
 
 
