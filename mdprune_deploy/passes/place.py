@@ -179,7 +179,11 @@ def _row_cost(value: ir.Value, facts: Facts) -> int:
             assert source is not None
             read = sizes(facts.required[node, data].sets, facts.shape(source))
             return read[layer.in_axis] // layer.groups * layer.kernel
-        sources = [v for v in node.inputs if v is not None and not v.is_initializer()]
+        sources = [
+            source
+            for index, source in enumerate(node.inputs)
+            if source is not None and (node, index) in facts.required  # a constant costs nothing
+        ]
         if entry.mixes or not sources:
             return 0
         if len(sources) > 1:
