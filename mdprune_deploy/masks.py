@@ -98,9 +98,7 @@ def used_share(checkpoint: Checkpoint, domain: str, metric: Metric) -> float:
     return kept / total if total else 0.0
 
 
-def _used_switches(
-    checkpoint: Checkpoint, domain: str, graph: ir.Graph, facts: Facts
-) -> float:
+def _used_switches(checkpoint: Checkpoint, domain: str, graph: ir.Graph, facts: Facts) -> float:
     """Counts the switches that are on and whose channel has a used pair."""
     by_name = {use.name: used.pairs for use, used in used_sets(graph, facts).items()}
     layers = {node.meta["weight"].name: layer for node, _, layer in products(graph, facts)}
@@ -115,9 +113,7 @@ def _used_switches(
     return kept / total if total else 0.0
 
 
-def _with_switches(
-    checkpoint: Checkpoint, domain: str, kept: Sequence[Switches]
-) -> Checkpoint:
+def _with_switches(checkpoint: Checkpoint, domain: str, kept: Sequence[Switches]) -> Checkpoint:
     """Replaces a domain's masks by boolean ones, in the order of `flat_masks`."""
     masks: dict[str, list[Mask]] = {}
     old = checkpoint.domains[domain]
@@ -172,6 +168,7 @@ def _masked_weights(checkpoint: Checkpoint, domain: str) -> dict[str, _Weight]:
 def _norms(layer: Layer, axis: Axis) -> Array:
     """Returns the Euclidean norm of each channel's weights."""
     squares = (layer.weight**2).reshape(*layer.weight.shape[:2], -1).sum(axis=2)
-    if axis == "out":
-        return np.sqrt(squares.sum(axis=1))
-    return np.sqrt(squares.reshape(layer.groups, -1, squares.shape[1]).sum(axis=1).reshape(-1))
+    if axis == "in":
+        squares = squares.reshape(layer.groups, -1, squares.shape[1]).swapaxes(1, 2)
+    norms: Array = np.sqrt(squares.sum(axis=-1)).reshape(-1)
+    return norms

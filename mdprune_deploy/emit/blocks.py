@@ -30,11 +30,14 @@ def keep_selections_blocked(model: ir.Model, block: int) -> int:
     for node in list(graph):
         chosen = _selected_channels(node)
         source = node.inputs[0] if node.inputs else None
-        reorder = None if source is None else source.producer()
-        if chosen is None or reorder is None or not _is(reorder, "ReorderOutput"):
+        if chosen is None or source is None:
             continue
-        readers = [reader for reader, _ in node.outputs[0].uses()]
-        if not readers or not all(_is(reader, "ReorderInput") for reader in readers):
+        reorder = source.producer()
+        if reorder is None or not _is(reorder, "ReorderOutput"):
+            continue
+        output = node.outputs[0]
+        readers = [reader for reader, _ in output.uses()]
+        if output.is_graph_output() or not all(_is(reader, "ReorderInput") for reader in readers):
             continue
         if _channels_last(reorder) or any(_channels_last(reader) for reader in readers):
             continue
@@ -43,7 +46,7 @@ def keep_selections_blocked(model: ir.Model, block: int) -> int:
             continue
         node.replace_input_with(0, reorder.inputs[0])
         for reader in readers:
-            reader.outputs[0].replace_all_uses_with(node.outputs[0])
+            reader.outputs[0].replace_all_uses_with(output)
             graph.remove(reader, safe=True)
         if not source.uses() and not source.is_graph_output():
             graph.remove(reorder, safe=True)

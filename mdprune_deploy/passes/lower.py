@@ -58,9 +58,10 @@ def norms_to_convolutions(model: ir.Model, ranks: Mapping[str, int]) -> None:
         convolution = ir.node(
             "Conv", [data, weight, offset], {"group": len(factor)}, name=node.name
         )
-        convolution.outputs[0].name = name
+        made = convolution.outputs[0]
+        made.name, made.type, made.shape = name, output.type, output.shape
         graph.insert_before(node, convolution)
-        output.replace_all_uses_with(convolution.outputs[0], replace_graph_outputs=True)
+        output.replace_all_uses_with(made, replace_graph_outputs=True)
         graph.remove(node, safe=True)
     common.RemoveUnusedNodesPass()(model)
 
@@ -85,7 +86,7 @@ def to_float32(model: ir.Model) -> ir.Model:
         if array.dtype == np.float64:
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
         value.shape = ir.Shape(array.shape)
-        value.dtype = None if value.const_value is None else value.const_value.dtype
+        value.dtype = ir.DataType.from_numpy(constant_array(value).dtype)
     for node in graph:
         for name, attr in list(node.attributes.items()):
             if name == "to" and attr.value == int(ir.DataType.DOUBLE):

@@ -24,7 +24,7 @@ from .elements import Indices, Sets, indices_of, same, sizes
 from .facts import Facts, Requirement
 from .operators import elementwise, mixing, operator, product
 from .operators.product import BLOCK
-from .place import MOVE
+from .place import MOVE, whole_blocks
 
 _AXIS = 1
 
@@ -79,12 +79,12 @@ def order(graph: ir.Graph, facts: Facts) -> None:
         _set_order(group, ordered, facts)
         for reader in readers:
             blocks = _touched(ordered, reader.selected)
-            extra = len(blocks) - len(reader.selected)
-            if reader.macs is not None and extra * reader.macs <= reader.moved:
+            computed = len(blocks) - whole_blocks(len(reader.selected))
+            if reader.macs is not None and computed * reader.macs <= reader.moved:
                 requirement = facts.required[reader.node, reader.index]
                 sets = _replaced(requirement.sets, blocks)
                 facts.required[reader.node, reader.index] = Requirement(sets)
-            elif reader.macs is None and extra == 0:
+            elif reader.macs is None and len(blocks) == len(reader.selected):
                 follower = classes[reader.node.outputs[0]]
                 if not follower.pinned and id(follower) not in done:
                     done.add(id(follower))
@@ -141,10 +141,10 @@ def _classes(graph: ir.Graph, facts: Facts) -> dict[ir.Value, _Class]:
             found[value] = _Class([value], pinned)
     for node in graph:
         output = node.outputs[0]
-        if output not in found:
+        if not any(value in found for value in node.outputs):
             continue
-        tied = _tied_operands(node, facts)
-        if tied is None or len(node.outputs) > 1:
+        tied = None if len(node.outputs) > 1 else _tied_operands(node, facts)
+        if tied is None:
             for value in node.outputs:
                 if value in found:
                     found[value].pinned = True
@@ -223,19 +223,20 @@ def _readers(value: ir.Value, facts: Facts) -> Iterator[_Reader]:
             continue
         read = requirement.sets
         differing = [a for a, size in enumerate(shape) if not same(have[a], read[a], size)]
-        if differing != [_AXIS] or read[_AXIS] is None:
+        selected = read[_AXIS]
+        if differing != [_AXIS] or selected is None:
             continue
         whole = sizes(have, shape)[_AXIS]
-        moved = MOVE * (whole + len(read[_AXIS])) * int(np.prod(shape[2:]))
+        moved = MOVE * (whole + len(selected)) * int(np.prod(shape[2:]))
         entry = operator(node)
         if isinstance(entry, product.Conv):
             layer = entry.layer(node, facts)
             made = sizes(facts.kept[node.outputs[0]], facts.shape(node.outputs[0]))
             macs = made[1] * layer.kernel * int(np.prod(made[2:]))
             if layer.groups == 1:
-                yield _Reader(node, index, read[_AXIS], macs, moved)
+                yield _Reader(node, index, selected, macs, moved)
         elif _is_per_channel(node, facts) and _selects_alone(node, facts):
-            yield _Reader(node, index, read[_AXIS], None, moved)
+            yield _Reader(node, index, selected, None, moved)
 
 
 def _selects_alone(node: ir.Node, facts: Facts) -> bool:
@@ -246,7 +247,7 @@ def _gray_order(channels: Indices, selections: list[Indices]) -> Indices:
     """Orders channels so that every selection is few runs, earlier ones fewer."""
     parts = [channels]
     for selected in selections:
-        split = []
+        split: list[Indices] = []
         inside_first = True
         for part in parts:
             inside = np.isin(part, selected)

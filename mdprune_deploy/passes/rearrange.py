@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ..evaluate import Array, attribute, evaluate_node
+from ..evaluate import Array, constant_array, evaluate_node
 from .trace import Trace, add_initializer
 
 _SHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -27,7 +27,7 @@ def rearrange(model: ir.Model, trace: Trace) -> None:
     graph = model.graph
     replaced: set[ir.Node] = set()
     for node in reversed(list(graph)):
-        if node.op_type not in (*_SHAPING, "Transpose") or node in replaced:
+        if node.op_type == "Concat" or not _is_link(node) or node in replaced:
             continue
         chain, roots = _chain(node)
         if len(chain) < 2 or not _same_but_channels(node.outputs[0], roots, trace):
@@ -40,11 +40,9 @@ def rearrange(model: ir.Model, trace: Trace) -> None:
 def _chain(node: ir.Node) -> tuple[list[ir.Node], list[ir.Value]]:
     """Returns the rearranging nodes that end in a node, and the values they start from."""
     chain, roots = [node], []
-    sources = list(node.inputs) if node.op_type == "Concat" else [node.inputs[0]]
-    for value in sources:
-        assert value is not None
+    for value in _sources(node):
         producer = value.producer()
-        if producer is not None and producer.op_type in _CHAIN and not value.is_graph_output():
+        if producer is not None and _is_link(producer) and not value.is_graph_output():
             nodes, starts = _chain(producer)
             chain += nodes
             roots += starts
@@ -53,26 +51,46 @@ def _chain(node: ir.Node) -> tuple[list[ir.Node], list[ir.Value]]:
     return chain, roots
 
 
+def _is_link(node: ir.Node) -> bool:
+    """Tells whether a node only rearranges, in a way that is known now."""
+    operands = node.inputs[len(_sources(node)) :]
+    return node.op_type in _CHAIN and all(v is None or v.is_initializer() for v in operands)
+
+
+def _sources(node: ir.Node) -> list[ir.Value]:
+    """Returns the inputs that a rearranging node takes its elements from."""
+    end = len(node.inputs) if node.op_type == "Concat" else 1
+    return [value for value in node.inputs[:end] if value is not None]
+
+
 def _same_but_channels(value: ir.Value, roots: list[ir.Value], trace: Trace) -> bool:
     """Tells whether the roots can stand beside each other along the channel axis."""
-    shapes = [trace.shapes.get(str(root.name)) for root in roots]
+    if any(root.is_initializer() for root in roots):
+        return False
+    shapes = [trace.shapes[str(root.name)] for root in roots]
+    batches = [trace.varying[str(root.name)] for root in roots]
     first = shapes[0]
-    if first is None or len(first) < _SMALLEST_RANK or any(r.is_initializer() for r in roots):
+    if len(first) < _SMALLEST_RANK or not batches[0] <= {0}:
         return False
     return all(
-        shape is not None
+        batch == batches[0]
         and len(shape) == len(first)
         and shape[:_AXIS] == first[:_AXIS]
         and shape[_AXIS + 1 :] == first[_AXIS + 1 :]
-        for shape in shapes
+        for shape, batch in zip(shapes, batches, strict=True)
     ) and len(trace.shapes[str(value.name)]) == len(first)
 
 
 def _labels(roots: list[ir.Value], trace: Trace) -> dict[ir.Value, Array]:
-    """Numbers the elements of the roots as they stand beside each other."""
+    """Numbers the elements of the roots as they stand beside each other.
+
+    A batch that may have any length is twice the example's here, so that a chain that moves items
+    of the batch is not taken for one that leaves them.
+    """
     shapes = [trace.shapes[str(root.name)] for root in roots]
     channels = sum(shape[_AXIS] for shape in shapes)
-    whole = (*shapes[0][:_AXIS], channels, *shapes[0][_AXIS + 1 :])
+    batch = shapes[0][0] * (2 if 0 in trace.varying[str(roots[0].name)] else 1)
+    whole = (batch, channels, *shapes[0][_AXIS + 1 :])
     labels = np.arange(int(np.prod(whole)), dtype=np.int64).reshape(whole)
     ends = np.cumsum([shape[_AXIS] for shape in shapes])[:-1].tolist()
     # A root that is read twice has the labels of its first place.
@@ -82,30 +100,23 @@ def _labels(roots: list[ir.Value], trace: Trace) -> dict[ir.Value, Array]:
     return parts
 
 
-def _move(value: ir.Value, labels: dict[ir.Value, Array], trace: Trace) -> Array:
+def _move(value: ir.Value, labels: dict[ir.Value, Array], opset: int) -> Array:
+    """Runs the chain on labels."""
     if value in labels:
         return labels[value]
     node = value.producer()
     assert node is not None
-    if node.op_type == "Concat":
-        parts = [_move(v, labels, trace) for v in node.inputs if v is not None]
-        return np.concatenate(parts, axis=attribute(node, "axis", 0))
-    source = node.inputs[0]
-    assert source is not None
-    moved = _move(source, labels, trace)
-    if node.op_type == "Transpose":
-        return np.transpose(moved, attribute(node, "perm", tuple(range(moved.ndim))[::-1]))
-    return moved.reshape(trace.shapes[str(value.name)])
+    data = _sources(node)
+    arguments = [_move(v, labels, opset) for v in data]
+    arguments += [constant_array(v) for v in node.inputs[len(data) :] if v is not None]
+    return np.asarray(evaluate_node(node, arguments, opset)[0])
 
 
 def _as_gather(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Trace) -> bool:
     """Replaces the chain by one selection of the roots' channels, if it is one."""
     output = node.outputs[0]
     labels = _labels(roots, trace)
-    moved = _move(output, labels, trace)
-    if any(moved.shape[a] != size for a, size in enumerate(trace.shapes[str(roots[0].name)])
-           if a != _AXIS):  # fmt: skip
-        return False
+    moved = _move(output, labels, graph.opset_imports[""])
     distinct = list(labels)
     whole = np.concatenate([labels[root] for root in distinct], axis=_AXIS)
     channels = _selection(whole, moved)
@@ -113,16 +124,18 @@ def _as_gather(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Tra
         return False
     source = distinct[0]
     if len(distinct) > 1:
-        source = _insert(graph, node, "Concat", distinct, {"axis": _AXIS}, whole.shape, trace)
-    _select(graph, node, source, channels, moved.shape, trace)
+        shape = list(trace.shapes[str(distinct[0].name)])
+        shape[_AXIS] = whole.shape[_AXIS]
+        source = _insert(graph, node, "Concat", distinct, {"axis": _AXIS}, tuple(shape), trace)
+    _select(graph, node, source, channels, trace)
     return True
 
 
 def _selection(whole: Array, moved: Array) -> Array | None:
     """Returns the channels of one array of labels that make the other, or None."""
-    corner = (0, slice(None), *[0] * (whole.ndim - 2))
-    place = {int(label): channel for channel, label in enumerate(whole[corner])}
-    channels = np.asarray([place.get(int(label), -1) for label in moved[corner]], dtype=np.int64)
+    ours, theirs = (labels[0].reshape(labels.shape[_AXIS], -1)[:, 0] for labels in (whole, moved))
+    place = {int(label): channel for channel, label in enumerate(ours)}
+    channels = np.asarray([place.get(int(label), -1) for label in theirs], dtype=np.int64)
     if (channels < 0).any() or not np.array_equal(np.take(whole, channels, axis=_AXIS), moved):
         return None
     return channels
@@ -133,14 +146,20 @@ def _select(
     node: ir.Node,
     source: ir.Value,
     channels: Array,
-    shape: tuple[int, ...],
     trace: Trace,
 ) -> None:
     """Replaces a node's output by a selection of channels; none where all stay in place."""
+    output = node.outputs[0]
+    shape = trace.shapes[str(output.name)]
     if not np.array_equal(channels, np.arange(trace.shapes[str(source.name)][_AXIS])):
         indices = add_initializer(graph, channels, f"{node.name}_channels")
         source = _insert(graph, node, "Gather", [source, indices], {"axis": _AXIS}, shape, trace)
-    node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+    elif output.is_graph_output():
+        source = _insert(graph, node, "Identity", [source], {}, shape, trace)
+    if output.is_graph_output():
+        source.name, output.name = output.name, source.name
+        source.type, source.shape = output.type, output.shape
+    output.replace_all_uses_with(source, replace_graph_outputs=True)
 
 
 def _as_blocks(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Trace) -> bool:
@@ -156,8 +175,8 @@ def _as_blocks(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Tra
     if size < 2 or large != expected or small[1] % (size * size):
         return False
     labels = _labels(roots, trace)
-    moved = _move(node.outputs[0], labels, trace)
     opset = graph.opset_imports[""]
+    moved = _move(node.outputs[0], labels, opset)
     for kind, attributes in _candidates(to_space, size):
         probe = ir.node(kind, [roots[0]], attributes)
         tried = np.asarray(evaluate_node(probe, [labels[roots[0]].astype(np.float64)], opset)[0])
@@ -165,7 +184,7 @@ def _as_blocks(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Tra
         channels = _selection(tried.astype(np.int64), moved)
         if channels is not None:
             blocks = _insert(graph, node, kind, [roots[0]], attributes, after, trace)
-            _select(graph, node, blocks, channels, after, trace)
+            _select(graph, node, blocks, channels, trace)
             return True
     return False
 
