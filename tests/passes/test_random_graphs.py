@@ -1,0 +1,101 @@
+"""Any network of the building blocks, any masks: exact, or refused by name."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from checks import compile_exactly, emitted_params, inputs_for, used_params
+from graphs import Drawn, Network, masks_of, networks
+from hypothesis import HealthCheck, Phase, given, settings
+
+from mdprune_deploy import CheckpointError, Domain
+from mdprune_deploy.passes import order, place
+from mdprune_deploy.passes.operators import product
+from mdprune_deploy.passes.remove import Removed
+
+NIGHTLY = bool(os.environ.get("MDPRUNE_NIGHTLY"))
+EXAMPLES = 2000 if NIGHTLY else 100
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    """Rounds to blocks that small networks have, so that rounding and reordering happen."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (order, place, product):
+            for name, number in (("BLOCK", 4), ("ALIGNMENT", 2), ("WORTH_ROUNDING", 2000)):
+                if hasattr(module, name):
+                    patch.setattr(module, name, number)
+        torch.set_num_threads(1)
+        yield
+
+
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=not NIGHTLY,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.generate, Phase.shrink),
+)
+@given(networks())
+def test_exact_or_refused(drawn: Drawn) -> None:
+    checkpoint = drawn.network.checkpoint(**drawn.domains)
+    for name, domain in drawn.domains.items():
+        try:
+            removed = compile_exactly(drawn.network, domain, checkpoint=checkpoint)
+        except CheckpointError as error:
+            assert str(error) == (
+                f"domain {name!r}: its masks cut every path: no output depends on the input"
+            )
+            assert is_cut(drawn.network, domain)
+            continue
+        check_figures(drawn.network, domain, removed)
+
+
+def is_cut(network: Network, domain: Domain) -> bool:
+    """Tells whether two inputs give the same outputs."""
+    a, b = (inputs_for(network.example.shape, seed) for seed in (1, 2))
+    pairs = zip(network.expected(domain, a), network.expected(domain, b), strict=True)
+    return all(np.abs(y[:2] - z[:2]).max() <= 1e-12 * max(1.0, np.abs(y).max()) for y, z in pairs)
+
+
+def check_figures(network: Network, domain: Domain, removed: Removed) -> None:
+    """Holds the counts to what the gradients say and to what was emitted."""
+    used = {use.name: pairs.pairs for use, pairs in removed.used.items()}
+    for name, pairs in independent_pairs(network, domain).items():
+        assert not (pairs & ~used[name]).any(), f"{name}: a used pair is not counted"
+        if network.tight:
+            assert not (used[name] & ~pairs).any(), f"{name}: an unused pair is counted"
+    emitted = emitted_params(removed)
+    for name, params in used_params(removed).items():
+        assert params <= emitted[name]
+        readers = sum(layer.weight == name for layer in network.layers)
+        assert emitted[name] <= readers * network.parameters[name].size
+
+
+def independent_pairs(network: Network, domain: Domain) -> dict[str, np.ndarray]:
+    """Finds the pairs (filter, channel) that outputs depend on, by gradients of random sums.
+
+    A pair whose channel is the same for every input is a constant, not used.
+    """
+    run = network.run(domain, inputs_for(network.example.shape, 3))
+    generator = torch.Generator().manual_seed(0)
+    total = sum(
+        (run.values[name] * torch.randn(run.values[name].shape, generator=generator).double()).sum()
+        for name in network.outputs
+    )
+    if isinstance(total, torch.Tensor) and total.requires_grad:
+        total.backward()
+    found: dict[str, np.ndarray] = {}
+    for layer, weight in run.weights.items():
+        if weight.grad is None:
+            continue
+        pairs = layer.pairs(((weight.grad != 0) & (weight != 0)).numpy())
+        source = run.values[layer.source].detach()
+        channels = source.reshape(*source.shape[:2], -1).transpose(0, 1)
+        varies = ((channels - channels[:, :1]).abs() > 1e-12).any(2).any(1).numpy()
+        rows = np.repeat(varies.reshape(layer.groups, -1), layer.filters // layer.groups, axis=0)
+        found[layer.weight] = found.get(layer.weight, False) | (pairs & rows)
+    return found
