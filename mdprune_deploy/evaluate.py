@@ -296,9 +296,23 @@ def _average_pool(node: ir.Node, x: Array) -> list[Array]:
     return [y.reshape(*x.shape[:2], *y.shape[2:]).numpy()]
 
 
+def _lrn(node: ir.Node, x: Array) -> list[Array]:
+    """Divides by a power of the squares' sum over a window of channels.
+
+    `onnx.reference` fills in as many channels as there are images (onnx 1.23).
+    """
+    size = node.attributes["size"].as_int()
+    before, after = (size - 1) // 2, size // 2
+    squares = np.pad(x * x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
+    windows = np.lib.stride_tricks.sliding_window_view(squares, size, axis=1)
+    scale = attribute(node, "bias", 1.0) + attribute(node, "alpha", 1e-4) / size * windows.sum(-1)
+    return [x / scale ** attribute(node, "beta", 0.75)]
+
+
 _WINDOWED: dict[str, Kernel] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
+    "LRN": _lrn,
 }

@@ -56,7 +56,7 @@ def used_pairs(node: ir.Node, entry: product.Product, facts: Facts) -> UsedPairs
     if need is None:
         return UsedPairs(np.zeros_like(layer.pairs), layer.kernel)
     rows = along(need, layer.out_axis, layer.filters)
-    live = np.isnan(layer.by_filter(entry.channel_constants(node, facts)))
+    live = layer.by_filter(entry.live_channels(node, facts))
     return UsedPairs(layer.pairs & rows[:, None] & live, layer.kernel)
 
 

@@ -124,6 +124,13 @@ class Product(Operator):
         positions = int(np.prod(shape, dtype=np.int64)) // shape[layer.out_axis]
         return positions * pairs * layer.kernel // facts.trace.batch
 
+    def live_channels(self, node: ir.Node, facts: Facts) -> Needed:
+        """Tells of each input channel whether any of its elements is live, shape `(channels,)`."""
+        layer = self.layer(node, facts)
+        value = node.inputs[self.data(node)]
+        assert value is not None
+        return along(np.isnan(facts.known_of(value)), layer.in_axis, layer.channels)
+
     def channel_constants(self, node: ir.Node, facts: Facts) -> Known:
         """Returns the constant of each input channel, NaN where it is live or not uniform."""
         layer = self.layer(node, facts)
