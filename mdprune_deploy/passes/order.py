@@ -65,30 +65,29 @@ class _Reader:
 def order(graph: ir.Graph, facts: Facts) -> None:
     """Reorders `facts.kept` and lets readers select whole blocks, in place."""
     classes = _classes(graph, facts)
-    done: set[int] = set()
-    for group in classes.values():
-        if id(group) in done or group.pinned:
+    imposed: dict[int, Indices] = {}
+    for group in {id(group): group for group in classes.values()}.values():
+        if group.pinned:
             continue
         channels = _kept(group.values[0], facts)
         readers = [reader for value in group.values for reader in _readers(value, facts)]
-        if not readers or len(channels) % BLOCK:
+        if len(channels) % BLOCK or not (readers or id(group) in imposed):
             continue
-        done.add(id(group))
         readers.sort(key=lambda reader: -reader.moved)
-        ordered = _gray_order(channels, [reader.selected for reader in readers])
+        ordered = imposed.get(id(group))
+        if ordered is None:
+            ordered = _gray_order(channels, [reader.selected for reader in readers])
         _set_order(group, ordered, facts)
         for reader in readers:
             blocks = _touched(ordered, reader.selected)
-            computed = len(blocks) - whole_blocks(len(reader.selected))
-            if reader.macs is not None and computed * reader.macs <= reader.moved:
-                requirement = facts.required[reader.node, reader.index]
-                sets = _replaced(requirement.sets, blocks)
-                facts.required[reader.node, reader.index] = Requirement(sets)
-            elif reader.macs is None and len(blocks) == len(reader.selected):
-                follower = classes[reader.node.outputs[0]]
-                if not follower.pinned and id(follower) not in done:
-                    done.add(id(follower))
-                    _set_order(follower, blocks, facts)
+            if reader.macs is None and len(blocks) == len(reader.selected):
+                imposed.setdefault(id(classes[reader.node.outputs[0]]), blocks)
+            elif reader.macs is not None:
+                computed = len(blocks) - whole_blocks(len(reader.selected))
+                if computed * reader.macs <= reader.moved:
+                    requirement = facts.required[reader.node, reader.index]
+                    sets = _replaced(requirement.sets, blocks)
+                    facts.required[reader.node, reader.index] = Requirement(sets)
 
 
 def _kept(value: ir.Value, facts: Facts) -> Indices:

@@ -35,7 +35,7 @@ def place(graph: ir.Graph, facts: Facts) -> None:
     """Fills `facts.kept` and `facts.required`."""
     wider: dict[ir.Value, Needed] = {}
     _place_narrow(graph, facts, wider)
-    for widen in (_whole_blocks, *[_cheaper_sums] * _ROUNDS, _whole_blocks):
+    for widen in (_fill_blocks, *[_cheaper_sums] * _ROUNDS, _fill_blocks):
         grown = widen(graph, facts)
         if grown:
             for value, need in grown.items():
@@ -70,7 +70,7 @@ def _place_narrow(graph: ir.Graph, facts: Facts, wider: Mapping[ir.Value, Needed
             demanded[operand] = want if before is None else compress(before | want)
 
 
-def _whole_blocks(graph: ir.Graph, facts: Facts) -> dict[ir.Value, Needed]:
+def _fill_blocks(graph: ir.Graph, facts: Facts) -> dict[ir.Value, Needed]:
     """Returns what convolutions and sums of them should keep besides to fill their last block.
 
     A kernel computes the block anyway, and readers of all channels then stay in its layout.
@@ -91,7 +91,7 @@ def _whole_blocks(graph: ir.Graph, facts: Facts) -> dict[ir.Value, Needed]:
         if indices is None or _row_cost(output, facts) == 0:
             continue
         count = len(indices)
-        width = min(_blocks(count), shape[1])
+        width = min(whole_blocks(count), shape[1])
         dense = _row_cost(output, facts) * int(np.prod(shape[1:]))
         if count < width <= 1.5 * count and dense >= WORTH_ROUNDING:
             found[end] = _with_more(end, indices, width - count, facts)
@@ -162,7 +162,7 @@ def _is_cheaper(
         for value in operands
         if value is not widest and not same(widths[value][axis], wide[axis], shape[axis])
     )
-    computed = (_blocks(after) - _blocks(before)) * rows
+    computed = (whole_blocks(after) - whole_blocks(before)) * rows
     moved = MOVE * (after + _SUM_MOVES * before)
     return computed <= moved
 
@@ -208,7 +208,8 @@ def _keeps_channels(node: ir.Node, facts: Facts) -> bool:
     return isinstance(operator(node), kinds) and len(facts.shape(node.outputs[0])) > 2
 
 
-def _blocks(channels: int) -> int:
+def whole_blocks(channels: int) -> int:
+    """Returns the channels that a kernel computes for so many."""
     return -(-channels // BLOCK) * BLOCK
 
 
