@@ -63,6 +63,7 @@ def write_mapped(
     with tempfile.TemporaryDirectory(dir=portable_path.parent, prefix=".optimised-") as folder:
         model = ir.load(_optimise(portable_path, Path(folder), domain))
         keep_selections_blocked(model, layout.block)
+        _canonicalise(model.graph)
         used = {"", *(node.domain for node in model.graph.all_nodes())}
         for name in set(model.opset_imports) - used:
             del model.opset_imports[name]
@@ -74,6 +75,41 @@ def write_mapped(
         onnxruntime=layout.onnxruntime,
         prepacking=_profits_from_prepacking(portable),
     )
+
+
+def _canonicalise(graph: ir.Graph) -> None:
+    """Orders and names the nodes by the graph's structure alone.
+
+    ONNX Runtime numbers the reorderings that it inserts in the order of their addresses.
+    """
+    ordered: dict[ir.Node, None] = {}
+    for output in graph.outputs:
+        stack = [output.producer()]
+        while stack:
+            node = stack[-1]
+            if node is None or node in ordered:
+                stack.pop()
+                continue
+            waiting = [
+                producer
+                for value in node.inputs
+                if value is not None
+                and (producer := value.producer()) is not None
+                and producer not in ordered
+            ]
+            if waiting:
+                stack.append(waiting[0])
+            else:
+                ordered[node] = None
+                stack.pop()
+    for node in list(graph):
+        graph.remove(node)
+    for index, node in enumerate(ordered):
+        graph.append(node)
+        node.name = f"{node.op_type}_{index}"
+        for position, value in enumerate(node.outputs):
+            if value.name and not value.is_graph_output():
+                value.name = f"{node.name}_{position}"
 
 
 _REFUSALS = (ort_state.Fail, ort_state.InvalidGraph, ort_state.NotImplemented)

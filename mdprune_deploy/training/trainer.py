@@ -40,6 +40,7 @@ class Settings:
         penalty: Weight of the budget's augmenting term.
         sharing: Which sharing loss.
         sharing_rate: Step of the dual ascent of its weight.
+        sharing_penalty: Weight of its augmenting term.
         sharing_target: The weight grows while the loss is above this.
         sharing_most: Largest weight.
         seed: Seed of the order of the images and of the augmentation.
@@ -56,6 +57,7 @@ class Settings:
     penalty: float = 2.0
     sharing: Sharing = "none"
     sharing_rate: float = 0.1
+    sharing_penalty: float = 0.0
     sharing_target: float = 0.0
     sharing_most: float = 20.0
     seed: int = 0
