@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .checkpoint import Checkpoint
-from .errors import VerificationError
+from .errors import UsageError, VerificationError
 from .evaluate import Array, evaluate
 from .passes.bind import bind
 from .passes.emit_graph import Origin
@@ -74,12 +74,18 @@ def reference(checkpoint: Checkpoint, domain: str) -> Callable[..., Array | list
         A callable from one array per input to the output, or a list of several outputs, float64.
 
     Raises:
-        UsageError: The domain is unknown.
+        UsageError: The domain is unknown, or a call has the wrong number of inputs.
     """
+    if domain not in checkpoint.domains:
+        raise UsageError(
+            f"unknown domain {domain!r}; the checkpoint has {', '.join(checkpoint.domains)}"
+        )
     graph = bind(checkpoint, domain).graph
     names = [str(value.name) for value in graph.inputs]
 
     def run(*inputs: Array) -> Array | list[Array]:
+        if len(inputs) != len(names):
+            raise UsageError(f"the model takes {len(names)} inputs, {len(inputs)} were given")
         feeds = {
             name: as_float64(np.asarray(array)) for name, array in zip(names, inputs, strict=True)
         }
