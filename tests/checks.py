@@ -13,6 +13,7 @@ from torch import nn
 
 from mdprune_deploy import Checkpoint, Domain
 from mdprune_deploy.evaluate import evaluate
+from mdprune_deploy.passes.bind import bind
 from mdprune_deploy.passes.lower import to_float32
 from mdprune_deploy.passes.remove import Removed, remove
 
@@ -73,8 +74,19 @@ def compile_exactly(
         outputs = run_onnxruntime(removed.model, x)
         for want, have in zip(network.expected(domain, x), outputs, strict=True):
             found = error(want, have)
-            assert found <= ARTIFACT, f"ONNX Runtime in float32: {found:.1e}"
+            if found > ARTIFACT:
+                assert found <= 4 * rounding(checkpoint, name, network.expected(domain, x), x), (
+                    f"ONNX Runtime in float32: {found:.1e}"
+                )
     return removed
+
+
+def rounding(
+    checkpoint: Checkpoint, domain: str, expected: list[np.ndarray], x: np.ndarray
+) -> float:
+    """The error that float32 makes in the masked dense model: sums that cancel magnify it."""
+    outputs = run_onnxruntime(bind(checkpoint, domain), x)
+    return max(error(want, have) for want, have in zip(expected, outputs, strict=True))
 
 
 def used_params(removed: Removed) -> dict[str, int]:

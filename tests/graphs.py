@@ -444,6 +444,7 @@ class Network:
         )
 
     def lrn(self, x: str, size: int = 3) -> str:
+        self.tight = False  # reads its window only; the compiler keeps all channels
         return self.node(
             "LRN", [x], lambda run, x: F.local_response_norm(x, size, 0.125, 0.75, 1.0),
             size=size, alpha=0.125, beta=0.75, bias=1.0,

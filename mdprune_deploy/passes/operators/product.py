@@ -7,7 +7,8 @@ between them is not zero.
 Constant input channels. Let x[i] = c_i everywhere. Away from the border the pairs of constant
 channels add `sum_i c_i sum_k W[o, i, k]`, a bias. At a zero-padded border they add less, by the
 kernel positions that fall outside, so the bias would be wrong there. One constant channel r is
-kept instead, with the weight `sum_i (c_i / c_r) W[o, i, k]`: exact at every position.
+kept instead, with the weight `sum_i (c_i / c_r) W[o, i, k]`: exact at every position. A filter that
+reads nothing but constants makes a pattern that is known too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ...evaluate import Array, attribute, constant_array, window
+from ...evaluate import Array, attribute, constant_array, evaluate_node, window
 from ..elements import Known, Needed, Sets, along, closure, compress, elements, indices_of
 from ..facts import Facts, Requirement
 from .base import Operator, constant_operands, register
@@ -136,24 +137,49 @@ class Product(Operator):
         layer = self.layer(node, facts)
         value = node.inputs[self.data(node)]
         assert value is not None
-        known = np.moveaxis(facts.known_of(value), layer.in_axis, 0)
-        flat = known.reshape(known.shape[0], -1)
-        first = flat[:, 0]
-        uniform = np.where((flat == first[:, None]).all(axis=1), first, np.nan)
+        uniform = _uniform(facts.known_of(value), layer.in_axis)
         return np.broadcast_to(uniform, (layer.channels,))
 
     def known(self, node: ir.Node, facts: Facts) -> list[Known]:
         layer = self.layer(node, facts)
+        if layer.pointwise:
+            return [self._known_pointwise(node, facts)]
         constants = layer.by_filter(self.channel_constants(node, facts))
         acting = layer.pairs & ~(constants == 0.0)
-        alive = (acting & (np.isnan(constants) | layer.border)).any(axis=1)
+        alive = (acting & layer.by_filter(self.live_channels(node, facts))).any(axis=1)
         rank = len(facts.shape(node.outputs[0]))
         if alive.all():
             return [np.full((1,) * rank, np.nan)]
+        shape = [-1 if axis == layer.out_axis else 1 for axis in range(rank)]
+        patterned = (acting & (np.isnan(constants) | layer.border)).any(axis=1)
+        if (patterned & ~alive).any():
+            values = self._constant_output(node, facts)
+            return [compress(np.where(alive.reshape(shape), np.nan, values))]
         sums = layer.weight.reshape(*layer.weight.shape[:2], -1).sum(axis=2)
         values = layer.bias + (np.nan_to_num(constants) * sums).sum(axis=1)
-        shape = [-1 if axis == layer.out_axis else 1 for axis in range(rank)]
         return [compress(np.where(alive, np.nan, values).reshape(shape))]
+
+    def _constant_output(self, node: ir.Node, facts: Facts) -> Array:
+        """Returns what the layer makes of its constant channels alone, for a batch of one."""
+        arguments = [facts.constant(value) for value in node.inputs]
+        source = node.inputs[0]
+        assert source is not None
+        known = np.nan_to_num(facts.known_of(source))
+        arguments[0] = np.broadcast_to(known, (1, *facts.shape(source)[1:]))
+        opset = node.graph.opset_imports[""] if node.graph is not None else 0
+        return evaluate_node(node, arguments, opset)[0]
+
+    def _known_pointwise(self, node: ir.Node, facts: Facts) -> Known:
+        layer = self.layer(node, facts)
+        source = node.inputs[self.data(node)]
+        assert source is not None
+        known = np.moveaxis(facts.known_of(source), layer.in_axis, -1)
+        if np.isnan(known).all():
+            return np.full((1,) * len(facts.shape(node.outputs[0])), np.nan)
+        known = np.broadcast_to(known, (*known.shape[:-1], layer.channels))
+        alive = np.isnan(known).astype(np.float64) @ layer.pairs.T > 0.0
+        values = np.nan_to_num(known) @ layer.weight.T + layer.bias
+        return compress(np.moveaxis(np.where(alive, np.nan, values), -1, layer.out_axis))
 
     def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
         layer = self.layer(node, facts)
@@ -225,8 +251,7 @@ class Product(Operator):
     def _row_constants(self, node: ir.Node, facts: Facts) -> Known:
         layer = self.layer(node, facts)
         known = facts.known_of(node.outputs[0])
-        moved = np.moveaxis(known, layer.out_axis, 0)
-        return np.broadcast_to(moved.reshape(moved.shape[0], -1)[:, 0], (layer.filters,))
+        return np.broadcast_to(_uniform(known, layer.out_axis), (layer.filters,))
 
     def _acting(self, node: ir.Node, facts: Facts) -> tuple[Needed, Known]:
         """Returns the pairs that act on kept live filters, and the pairs' constants."""
@@ -327,6 +352,13 @@ class Product(Operator):
         if value is not None and not facts.is_live(value):
             return "a constant channel differs from place to place"
         return "it needs at least one channel"
+
+
+def _uniform(known: Known, axis: int) -> Known:
+    """Returns the constant at each index of an axis, NaN where it is live or differs."""
+    moved = np.moveaxis(known, axis, 0)
+    flat = moved.reshape(moved.shape[0], -1)
+    return np.where((flat == flat[:, :1]).all(axis=1), flat[:, 0], np.nan)
 
 
 def _balance(chosen: Needed, staying: Needed | None = None) -> Needed:
