@@ -175,7 +175,7 @@ def test_placing_settles(monkeypatch, seed):
     # Placing again gives the same, and another round would widen nothing.
     place(graph, facts)
     assert kept_sizes(facts) == first
-    for widen in (placing._cheaper_sums, placing._whole_blocks):
+    for widen in (placing._cheaper_sums, placing._fill_blocks):
         for value, need in widen(graph, facts).items():
             now = elements(facts.kept[value], facts.shape(value))
             assert np.array_equal(now | need, now | np.zeros_like(need)), value.name
@@ -192,7 +192,7 @@ def test_widening_never_costs_accuracy_nor_the_narrowest_need(monkeypatch, seed)
         for v in facts.kept
         if v.producer() is not None and len(facts.shape(v)) == 4
     }
-    monkeypatch.setattr(placing, "_whole_blocks", lambda graph, facts: {})
+    monkeypatch.setattr(placing, "_fill_blocks", lambda graph, facts: {})
     monkeypatch.setattr(placing, "_cheaper_sums", lambda graph, facts: {})
     graph, facts = placed(checkpoint)
     for value in facts.kept:
