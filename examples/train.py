@@ -60,7 +60,7 @@ class Scale:
 
 
 FULL = Scale(train_images=2500, test_images=500, width=2, warm_steps=500, steps=500)
-QUICK = Scale(train_images=400, test_images=100, width=1, warm_steps=40, steps=40)
+QUICK = Scale(train_images=400, test_images=100, width=1, warm_steps=30, steps=30)
 
 
 def main() -> None:

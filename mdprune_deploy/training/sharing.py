@@ -6,14 +6,16 @@ domains use and those that at least one uses are
     I = sum_c n[c] prod_d s[d, c]            U = sum_c n[c] (1 - prod_d (1 - s[d, c])).
 
 What is not in the union need not be stored; what is in the intersection is stored once for all.
-Each loss is 0 at best and 1 at worst, for domains that use a share beta of the network:
+With C = sum_d C_d / D the mean complexity and beta the budget, the losses are 0 where all domains
+use the same channels (and, for the intersection, all of the budget) and below 1 everywhere else:
 
-    intersection   1 - I / (beta N)                                  as I / N <= beta
-    union          max(0, U / N - beta) / (min(1, D beta) - beta)    as U / N <= min(1, D beta)
-    Jaccard        1 - I / U                                         whatever the share is
+    intersection   1 - (I / N) / beta     as I / N <= C_d <= beta: what all could use and do not
+    union          1 - C / (U / N)        as C <= U / N: what a mean domain leaves of the union
+    Jaccard        1 - I / U              as I <= U
 
-where a union's denominator of 0 (one domain, or beta = 1) is taken as 1: nothing is left to
-share. The derivative of a quotient is dJ = -(dI - (I / U) dU) / U.
+By the quotient rule the last is d(I / U) = (dI - (I / U) dU) / U, and the union's is
+d(C / (U / N)) = (dC - (C N / U) dU / N) N / U. U alone would not do as a loss: the domains lower it
+by using less, without using the same; divided into C it asks for the same at any use.
 
 The products above, read as polynomials in s, have useless derivatives at binary points: of a
 channel that two of four domains use neither the product of the s nor that of the 1 - s changes with
@@ -65,15 +67,15 @@ def sharing_loss(network: MultiDomainNetwork, kind: Sharing, budget: float) -> T
     """
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "intersection": lambda inner, _: 1 - inner / budget,
-        "union": lambda _, outer: (outer - budget).clamp_min(0) / spread,
-        "jaccard": lambda inner, outer: 1 - inner / outer.clamp_min(torch.finfo(outer.dtype).tiny),
+        "union": lambda _, outer: 1 - network.complexity().mean() / outer,
+        "jaccard": lambda inner, outer: 1 - inner / outer,
         "none": lambda inner, _: torch.zeros_like(inner),
     }
     if kind not in losses:
         raise UsageError(f"sharing is {kind!r}: it must be one of {', '.join(get_args(Sharing))}")
-    spread = (min(1.0, len(network.domains) * budget) - budget) or 1.0
     inner, outer = shares(network)
-    return losses[kind](inner, outer).clamp(0, 1)
+    # Nothing on at all: nothing to share, and no division by zero.
+    return losses[kind](inner, outer.clamp_min(torch.finfo(outer.dtype).tiny)).clamp(0, 1)
 
 
 def shares(network: MultiDomainNetwork) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ class Settings:
     penalty: float = 2.0
     sharing: Sharing = "none"
     sharing_rate: float = 0.1
-    sharing_penalty: float = 0.0
+    sharing_penalty: float = 10.0
     sharing_target: float = 0.0
     sharing_most: float = 20.0
     seed: int = 0
@@ -158,7 +158,9 @@ class Run:
         self.scores = torch.optim.Adam([network.scores], settings.score_rate)
         zeros = torch.zeros(len(network.domains))
         self.budget = Constraint(zeros, settings.multiplier_rate, settings.penalty)
-        self.sharing = Constraint(torch.zeros(1), settings.sharing_rate, most=settings.sharing_most)
+        self.sharing = Constraint(
+            torch.zeros(1), settings.sharing_rate, settings.sharing_penalty, settings.sharing_most
+        )
 
     def step(self, index: int) -> Step:
         """Takes one step with one mini-batch of every domain."""

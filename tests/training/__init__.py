@@ -1,0 +1,1 @@
+"""Tests of `mdprune_deploy.training`; a package, as file names repeat those above."""
