@@ -235,7 +235,8 @@ class Product(Operator):
         channels = np.zeros(layer.channels, dtype=np.bool_)
         channels[self._read_channels(node, facts)] = True
         needed = self._spread(layer, channels, elements(kept, facts.shape(output)))
-        sets = closure(needed, facts.shape(value), facts.free[value])
+        free = facts.free[value] | {layer.in_axis}  # of a whole value, a part can be selected
+        sets = closure(needed, facts.shape(value), free)
         return [
             Requirement(sets) if index == self.data(node) else None
             for index in range(len(node.inputs))
