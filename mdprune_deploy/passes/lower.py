@@ -80,13 +80,13 @@ def to_float32(model: ir.Model) -> ir.Model:
     graph = lowered.graph
     for value in [*graph.inputs, *graph.outputs]:
         if value.dtype == ir.DataType.DOUBLE:
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)  # the old type is the original's too
     for value in graph.initializers.values():
         array = constant_array(value)
         if array.dtype == np.float64:
             value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
         value.shape = ir.Shape(array.shape)
-        value.dtype = ir.DataType.from_numpy(constant_array(value).dtype)
+        value.type = ir.TensorType(ir.DataType.from_numpy(constant_array(value).dtype))
     for node in graph:
         for name, attr in list(node.attributes.items()):
             if name == "to" and attr.value == int(ir.DataType.DOUBLE):
