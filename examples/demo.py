@@ -51,7 +51,9 @@ def main() -> None:
             table.add_row(name, *cells(bundle, name, trained[name], compiled, timed[name]))
     table.caption = total(bundle)
     table.caption_justify = "left"
-    Console().print(table)
+    # In a file the table keeps its columns; on a terminal it takes the width there is.
+    console = Console()
+    (console if console.is_terminal else Console(width=130)).print(table)
 
 
 def accuracy(engine: Engine, split: Any, name: str) -> float:
@@ -94,7 +96,7 @@ def total(bundle: Bundle) -> str:
     return (
         f"All {len(report.domains)} domains: {dense:,} weights dense, {used:,} used, "
         f"{report.params_union:,} of them different, {report.params_intersection:,} in all. "
-        f"The bundle: {files:.1f} MB, of which the domains share {report.bytes_shared / 1e6:.1f} MB."
+        f"The bundle: {files:.1f} MB, {report.bytes_shared / 1e6:.1f} MB of it shared."
     )
 
 
