@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ..report import Held, LayerFigures
 from .bind import WeightUse
-from .elements import Needed, along, compress, indices_of, sizes
+from .elements import Needed, along, compress, elements, indices_of, sizes
 from .facts import Facts
 from .operators import mixing, operator, product
 
@@ -157,6 +157,9 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
     held: dict[ir.Value, dict[ir.Node, Needed]] = {}
     found: list[Held] = []
     for node in reversed(list(graph)):
+        entry = operator(node)
+        if isinstance(entry, product.Product):
+            _hold_own_filters(node, entry, held, facts)
         for operand, elements_held in _reads_idle(node, held, facts):
             own = held.setdefault(operand, {})
             for holder, idle in elements_held.items():
@@ -223,6 +226,20 @@ def _reads_idle(
                 idle_by[holder] = idle if before is None else before | idle
                 accounted = accounted | idle
         yield operand, idle_by
+
+
+def _hold_own_filters(
+    node: ir.Node, entry: product.Product, held: dict[ir.Value, dict[ir.Node, Needed]], facts: Facts
+) -> None:
+    """Notes the filters that a grouped product makes so that its groups stay equally wide."""
+    value = node.outputs[0]
+    need = _live_need(value, facts)
+    if need is None:
+        return
+    sets = entry.place(node, [need], facts)[0]
+    if sets is not None and (idle := elements(sets, facts.shape(value)) & ~need).any():
+        own = held.setdefault(value, {})
+        own[node] = idle | own.get(node, idle)
 
 
 def _live_need(value: ir.Value, facts: Facts) -> Needed | None:

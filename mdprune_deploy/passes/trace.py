@@ -1,8 +1,8 @@
 """Shapes at the example input, and the graph with all shape arithmetic resolved.
 
-A graph with a symbolic batch computes the shapes that it reshapes to. Two evaluations, at the
-example's batch and at one more, tell which numbers follow the batch; everything else becomes a
-constant, and a batch axis becomes ONNX's 0 (copy) or -1 (infer).
+A graph with a symbolic batch computes the shapes that it reshapes to. Two evaluations, at batches
+that differ by one, tell which numbers follow the batch; everything else becomes a constant, and a
+batch axis becomes ONNX's 0 (copy) or -1 (infer).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _SHAPE_OPERANDS = {"Reshape": 1, "Expand": 1}
 
 @dataclass(frozen=True)
 class Trace:
-    """What one evaluation at the example input tells.
+    """What one evaluation at the example input, with one more item of a dynamic batch, tells.
 
     Attributes:
         shapes: Shape of every value, by name.
         dtypes: Element type of every value, by name.
         varying: Axes whose size follows the batch, by value name.
-        batch: Length of the batch axis at the example input.
+        batch: Length of the batch axis in these shapes.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -64,10 +64,10 @@ def resolve_shapes(model: ir.Model, checkpoint: Checkpoint) -> Trace:
     """Replaces shape arithmetic by constants and removes what no output needs, in place."""
     graph = model.graph
     fold_constants(graph)
-    first = _observe(graph, example_feeds(checkpoint))
-    second = first
-    if checkpoint.dynamic_batch:
-        second = _observe(graph, example_feeds(checkpoint, extra=1))
+    # A batch of 1 would hide where a reshape interleaves the items of a batch.
+    more = int(checkpoint.dynamic_batch)
+    first = _observe(graph, example_feeds(checkpoint, extra=more))
+    second = _observe(graph, example_feeds(checkpoint, extra=2)) if more else first
     computed = _computed_from_shapes(graph)
     batch = _Batch(graph, first, second)
     for node in list(graph):

@@ -165,7 +165,7 @@ class Product(Operator):
         source = node.inputs[0]
         assert source is not None
         known = np.nan_to_num(facts.known_of(source))
-        arguments[0] = np.broadcast_to(known, (1, *facts.shape(source)[1:]))
+        arguments[0] = np.array(np.broadcast_to(known, (1, *facts.shape(source)[1:])))
         opset = node.graph.opset_imports[""] if node.graph is not None else 0
         return evaluate_node(node, arguments, opset)[0]
 

@@ -1,0 +1,217 @@
+"""Convolutions and matrix products: what is removed of each, counted by hand, exact everywhere."""
+
+import numpy as np
+import pytest
+from checks import compile_exactly, emitted_params, used_params
+from graphs import Network, mask
+
+from mdprune_deploy import Domain
+from mdprune_deploy.passes.remove import Removed
+
+pytestmark = pytest.mark.usefixtures("narrowest")
+
+
+def counts(removed: Removed) -> list[tuple[int, int]]:
+    """(used, emitted) weight elements per weight, in the graph's order."""
+    used, emitted = used_params(removed), emitted_params(removed)
+    return [(used[name], emitted[name]) for name in dict.fromkeys(x.name for x in removed.layers)
+            if name in used]  # fmt: skip
+
+
+def stem(network: Network, filters: int = 8) -> str:
+    return network.conv_bn_act("x", filters)
+
+
+def compile_with(network: Network, *masks: tuple[int, object]) -> Removed:
+    """Compiles a domain with masks on layers by their index."""
+    chosen: dict[str, list] = {}
+    for index, m in masks:
+        chosen.setdefault(network.layers[index].weight, []).append(m)
+    return compile_exactly(network, Domain(chosen))
+
+
+def test_input_mask_removes_the_filters_before() -> None:
+    n = Network()
+    n.head(n.conv_bn_act(stem(n), 4))
+    removed = compile_with(n, (1, mask([1, 1, 1, 0, 0, 0, 0, 0])))
+    assert counts(removed) == [(3 * 3 * 9, 3 * 3 * 9), (4 * 3 * 9, 4 * 3 * 9), (12, 12)]
+    assert removed.held == ()
+
+
+def test_two_readers_keep_different_channels() -> None:
+    n = Network()
+    x = stem(n)
+    n.head(n.add(n.conv(x, 4), n.conv(x, 4, 1)))
+    removed = compile_with(
+        n, (1, mask([1, 1, 1, 0, 0, 0, 0, 0])), (2, mask([0, 0, 1, 1, 0, 0, 0, 0]))
+    )
+    # Channels 0 to 3 are made; the readers take three and two of them.
+    assert counts(removed) == [(4 * 27,) * 2, (4 * 3 * 9,) * 2, (4 * 2,) * 2, (12, 12)]
+
+
+def test_output_tap_needs_all_channels_of_one_reader() -> None:
+    n = Network()
+    x = stem(n)
+    n.head(x)
+    n.head(n.conv(x, 4))
+    removed = compile_with(n, (2, mask([1, 0, 0, 0, 0, 0, 0, 0])))
+    assert counts(removed) == [(8 * 27,) * 2, (3 * 8,) * 2, (4 * 1 * 9,) * 2, (12, 12)]
+
+
+def test_filters_before_a_live_batch_norm_become_constants() -> None:
+    """Through zero padding a constant is a pattern: one channel of five carries all of them."""
+    n = Network()
+    n.head(n.conv(n.act(n.bn(n.conv("x", 8)), "Sigmoid"), 4))
+    removed = compile_with(n, (0, mask([1, 0, 1, 0, 0, 1, 0, 0], "out")))
+    assert counts(removed)[:2] == [(3 * 27, 4 * 27), (4 * 3 * 9, 4 * 4 * 9)]
+    (held,) = removed.held
+    assert (held.channels, held.operator) == (1, "Conv")
+    assert held.reason == "a constant channel makes a pattern at its zero-padded border"
+
+
+def test_constants_fold_into_the_bias_where_nothing_is_padded() -> None:
+    n = Network()
+    n.head(n.conv(n.act(n.bn(n.conv("x", 8)), "Sigmoid"), 4, pad=0))
+    removed = compile_with(n, (0, mask([1, 0, 1, 0, 0, 1, 0, 0], "out")))
+    assert counts(removed)[:2] == [(3 * 27, 3 * 27), (4 * 3 * 9, 4 * 3 * 9)]
+    assert removed.held == ()
+
+
+def test_masked_output_is_zero_and_needs_no_channel() -> None:
+    n = Network()
+    n.head(n.conv(n.conv("x", 8), 4))
+    removed = compile_with(n, (0, mask([1, 0, 1, 0, 0, 1, 0, 0], "out", "output")))
+    assert counts(removed)[:2] == [(3 * 27, 3 * 27), (4 * 3 * 9, 4 * 3 * 9)]
+    assert removed.held == ()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2}, {"dilation": 2}, {"kernel": 5}, {"kernel": 2, "stride": 2, "pad": 1},
+        {"kernel": 3, "stride": 3, "pad": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_border_pattern_is_exact(options: dict[str, int]) -> None:
+    n = Network(shape=(3, 7, 7))
+    n.head(n.conv_bn_act(n.conv_bn_act("x", 8, "Sigmoid"), 4, **options))
+    removed = compile_with(n, (0, mask([1, 0, 1, 0, 0, 1, 0, 0], "out")))
+    assert counts(removed)[1][1] == 4 * 4 * options.get("kernel", 3) ** 2
+
+
+def test_transposed_convolution_keeps_one_constant_channel() -> None:
+    n = Network()
+    n.head(n.conv_transpose(n.conv_bn_act("x", 8, "Sigmoid"), 4))
+    removed = compile_with(n, (0, mask([1, 0, 1, 0, 0, 1, 0, 0], "out")))
+    assert counts(removed)[:2] == [(3 * 27, 4 * 27), (4 * 3 * 9, 4 * 4 * 9)]
+
+
+def test_transposed_convolution_loses_filters_and_channels() -> None:
+    n = Network()
+    n.head(n.conv(n.conv_transpose(stem(n), 8), 4, 1))
+    removed = compile_with(
+        n, (1, mask([1, 1, 0, 0, 0, 0, 0, 0])), (2, mask([0, 0, 0, 0, 0, 1, 1, 1]))
+    )
+    assert counts(removed) == [(2 * 27,) * 2, (3 * 2 * 9,) * 2, (4 * 3,) * 2, (12, 12)]
+
+
+def test_grouped_transposed_convolution_loses_a_group() -> None:
+    n = Network()
+    n.head(n.conv(n.conv_transpose(stem(n), 8, groups=2), 4, 1))
+    removed = compile_with(n, (2, mask([0, 0, 0, 0, 0, 1, 1, 1])))
+    # Filters 5 to 7 belong to the second group, which reads channels 4 to 7.
+    assert counts(removed) == [(4 * 27,) * 2, (3 * 4 * 9,) * 2, (4 * 3,) * 2, (12, 12)]
+
+
+def test_depthwise_follows_its_reader() -> None:
+    n = Network()
+    x = n.conv_bn_act(stem(n), 8, groups=8)
+    n.head(n.conv(x, 4, 1))
+    removed = compile_with(n, (2, mask([0, 1, 0, 0, 1, 0, 0, 1])))
+    assert counts(removed) == [(3 * 27,) * 2, (3 * 9,) * 2, (4 * 3,) * 2, (12, 12)]
+
+
+def test_depthwise_with_multiplier_two_keeps_equally_wide_groups() -> None:
+    n = Network()
+    x = n.conv_bn_act(stem(n), 16, groups=8)
+    n.head(n.conv(x, 4, 1))
+    removed = compile_with(n, (2, mask([1, 1, 0, 1, *[0] * 12])))
+    # Filters 0, 1 of channel 0 and filter 3 of channel 1 are used; both channels keep two.
+    assert counts(removed)[:2] == [(2 * 27,) * 2, (3 * 9, 4 * 9)]
+    assert [(h.operator, h.channels) for h in removed.held] == [("Conv", 1)]
+    assert removed.held[0].reason == "its groups must stay equally wide"
+
+
+def test_depthwise_with_multiplier_two_loses_whole_channels() -> None:
+    n = Network()
+    n.head(n.conv(n.conv_bn_act(stem(n), 16, groups=8), 4, 1))
+    removed = compile_with(n, (2, mask([1, 0, 0, 1, *[0] * 12])))
+    assert counts(removed)[:2] == [(2 * 27,) * 2, (2 * 9,) * 2]
+    assert removed.held == ()
+
+
+def test_grouped_mask_indexes_the_channels_of_the_layer() -> None:
+    n = Network()
+    n.head(n.conv(stem(n), 4, groups=2))
+    removed = compile_with(n, (1, mask([1, 0, 1, 0, 0, 1, 0, 1])))
+    assert counts(removed) == [(4 * 27,) * 2, (4 * 2 * 9,) * 2, (12, 12)]
+    assert removed.held == ()
+
+
+def test_unbalanced_groups_stay_as_wide_as_the_widest() -> None:
+    n = Network()
+    n.head(n.conv(stem(n), 4, groups=2))
+    removed = compile_with(n, (1, mask([1, 1, 1, 0, 0, 1, 0, 0])))
+    assert counts(removed)[:2] == [(4 * 27, 6 * 27), ((2 * 3 + 2 * 1) * 9, 4 * 3 * 9)]
+    assert [(h.operator, h.channels) for h in removed.held] == [("Conv", 2)]
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_product_after_a_norm_over_channels_selects_its_own(kernel: int) -> None:
+    """Softmax keeps all channels; its grouped and plain readers still read only theirs."""
+    for groups in (1, 8):
+        n = Network()
+        n.head(n.conv(n.softmax(stem(n)), 8, kernel, groups=groups))
+        removed = compile_with(n, (1, mask([0, 1, 1, 1, 0, 0, 0, 0])))
+        used = 3 * kernel**2 * (8 if groups == 1 else 1)
+        assert counts(removed)[:2] == [(8 * 27,) * 2, (used, used)]
+
+
+def test_weight_that_is_read_twice_counts_once() -> None:
+    n = Network()
+    first = n.act(n.conv(stem(n), 8))
+    n.head(n.conv(first, 8, shared=n.layers[-1].weight))
+    removed = compile_with(n, (1, mask([1, 1, 0, 0, 0, 0, 0, 0])))
+    # Both reads use channels 0 and 1; the first makes only those two filters.
+    assert used_params(removed)[n.layers[1].weight] == 8 * 2 * 9
+    assert counts(removed)[0] == (2 * 27,) * 2
+
+
+def test_filter_that_reads_nothing_live_is_not_computed() -> None:
+    """A killed branch is a constant, also behind padded convolutions with a bias."""
+    n = Network()
+    x = stem(n)
+    y = n.conv(n.conv_bn_act(n.conv_bn_act(x, 8), 8), 8)
+    n.head(n.add(x, y))
+    removed = compile_with(n, (1, mask([0] * 8)))
+    assert counts(removed) == [(8 * 27,) * 2, (0, 0), (0, 0), (0, 0), (24, 24)]
+
+
+def test_flatten_and_linear() -> None:
+    n = Network(shape=(3, 2, 2))
+    n.outputs.append(n.linear(n.flatten(stem(n)), 3))
+    columns = np.zeros((8, 4), dtype=bool)
+    columns[2] = columns[5] = True
+    columns[6, 3] = True  # one position of channel 6: its filter is made, one column is read
+    removed = compile_with(n, (1, mask(columns.reshape(-1))))
+    assert counts(removed) == [(3 * 27,) * 2, (3 * 9,) * 2]
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_other_ranks(rank: int) -> None:
+    n = Network(shape=(3, *[5] * rank))
+    y = n.conv(n.act(n.conv("x", 8)), 4)
+    n.outputs.append(n.linear(n.mean(y, range(2, 2 + rank)), 3))
+    removed = compile_with(n, (1, mask([1, 0, 0, 1, 0, 0, 0, 0])))
+    assert counts(removed)[:2] == [(2 * 3 * 3**rank,) * 2, (4 * 2 * 3**rank,) * 2]
