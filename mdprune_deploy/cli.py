@@ -6,12 +6,12 @@ import signal
 import sys
 import warnings
 from importlib import metadata
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from .commands.bench import bench
+from .commands.common import stop
 from .commands.compile import compile
 from .commands.inspect import inspect
 from .commands.pack import pack
@@ -48,10 +48,7 @@ def main() -> None:
     """Runs the command line; what it ends with is the process's exit status."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    # As an interrupt does, an end by the system cleans up what is half done.
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     app()
-
-
-def _terminated(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)

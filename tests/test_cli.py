@@ -299,8 +299,24 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, number: int, code: int) -> 
     child.send_signal(number)
     stdout, stderr = child.communicate(timeout=120)
     assert (child.returncode, stdout) == (code, "")
-    assert stderr == ("mdprune: interrupted\n" if number == signal.SIGINT else "")
+    word = "interrupted" if number == signal.SIGINT else "terminated"
+    assert stderr == f"mdprune: {word}\n"
     assert left_in(tmp_path) == []
+
+
+def test_an_interrupt_that_a_library_reports_as_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lost(*_: object) -> None:
+        try:
+            common.stop(signal.SIGINT, None)
+        except KeyboardInterrupt as error:
+            raise mdp.CheckpointError("is truncated or corrupt") from error
+
+    monkeypatch.setattr(common, "_received", [])
+    monkeypatch.setattr("mdprune_deploy.commands.inspect.fitted", lost)
+    result = mdprune("inspect", checkpoint())
+    refused(result, 130, "mdprune: interrupted\n")
 
 
 def wait_for(happened: Callable[[], bool], child: subprocess.Popen[str]) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
@@ -24,7 +26,6 @@ from ..masks import fit_budget
 P = ParamSpec("P")
 Tick = Callable[[str, int, int], None]
 
-INTERRUPTED = 130
 UNEXPECTED = 1
 PIPE_WIDTH = 160
 """Columns of a table that no terminal shows."""
@@ -53,6 +54,20 @@ EngineOption = Annotated[str, typer.Option("--engine", metavar="E", help="What r
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", help="Threads of one call.")]
 
 
+_received: list[int] = []
+"""Signals that asked for the end; see `stop`."""
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Handles a signal: the command cleans up and ends.
+
+    That a signal came is kept, because the exception alone can be lost: compiled code that calls
+    back into Python reports it as an error of its own, such as a file that cannot be read.
+    """
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
 def command(body: Callable[P, None]) -> Callable[P, None]:
     """Turns what a command raises into one message on stderr and an exit code."""
 
@@ -61,28 +76,34 @@ def command(body: Callable[P, None]) -> Callable[P, None]:
         try:
             body(*args, **kwargs)
             sys.stdout.flush()
-        except Error as error:
-            _say(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as error:
-            _say("interrupted")
-            raise typer.Exit(INTERRUPTED) from error
-        except BrokenPipeError as error:
-            # Whoever read the output has gone; without this Python complains once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(UNEXPECTED) from error
         except typer.Exit:
             raise
-        except Exception as error:
-            if "MDPRUNE_TRACEBACK" in os.environ:
-                raise
-            _say(
-                f"this is a bug in mdprune: {type(error).__name__}: {error}\nPlease report it with "
-                "the command and what it prints with MDPRUNE_TRACEBACK=1 in the environment."
-            )
-            raise typer.Exit(UNEXPECTED) from error
+        except BaseException as error:
+            raise typer.Exit(_report(error)) from error
 
     return wrapped
+
+
+def _report(error: BaseException) -> int:
+    """Says on stderr what happened and returns the exit code; raises what is not for a user."""
+    if _received or isinstance(error, KeyboardInterrupt):
+        number = next(iter(_received), signal.SIGINT)
+        _say("interrupted" if number == signal.SIGINT else "terminated")
+        return 128 + number
+    if isinstance(error, Error):
+        _say(str(error))
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has gone; without this Python complains once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNEXPECTED
+    if not isinstance(error, Exception) or "MDPRUNE_TRACEBACK" in os.environ:
+        raise error
+    _say(
+        f"this is a bug in mdprune: {type(error).__name__}: {error}\nPlease report it with the "
+        "command and what it prints with MDPRUNE_TRACEBACK=1 in the environment."
+    )
+    return UNEXPECTED
 
 
 def _say(message: str) -> None:
