@@ -136,6 +136,4 @@ def _factor(layer: nn.Module, axis: str, on: torch.Tensor) -> torch.Tensor:
         return on.reshape(-1, 1, *tail)
     per_group = on.reshape(groups, 1, -1, *tail)
     rows = weight.shape[0] // groups
-    return per_group.expand(groups, rows, *per_group.shape[2:]).reshape(
-        weight.shape[0], -1, *tail
-    )
+    return per_group.expand(groups, rows, *per_group.shape[2:]).reshape(weight.shape[0], -1, *tail)

@@ -348,7 +348,7 @@ class Network:
 
     def slice(self, x: str, start: int, end: int, step: int = 1, axis: int = 1) -> str:
         def function(run: Run, x: Tensor) -> Tensor:
-            index = torch.arange(x.shape[axis])[start:end:step]
+            index = torch.from_numpy(np.arange(x.shape[axis])[start:end:step].copy())
             return x.index_select(axis, index)
 
         inputs = [x, *(self.constant([n]) for n in (start, end, axis, step))]
@@ -368,16 +368,12 @@ class Network:
         )
         ends = np.cumsum(sizes).tolist()
         for part, size, end in zip(names, sizes, ends, strict=True):
-            self.add_step(
-                lambda run, x, start=end - size, end=end: x[:, start:end], [x], part
-            )
+            self.add_step(lambda run, x, start=end - size, end=end: x[:, start:end], [x], part)
         return names
 
     def tile(self, x: str, times: int) -> str:
         repeats = [1, times, *[1] * (len(self.shape(x)) - 2)]
-        return self.node(
-            "Tile", [x, self.constant(repeats)], lambda run, x: x.repeat(*repeats)
-        )
+        return self.node("Tile", [x, self.constant(repeats)], lambda run, x: x.repeat(*repeats))
 
     def pad(self, x: str, pads: Sequence[int], mode: str = "constant") -> str:
         """`pads` in ONNX's form: all begins, then all ends."""

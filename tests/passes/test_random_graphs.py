@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from checks import compile_exactly, emitted_params, inputs_for, used_params
-from graphs import Drawn, Network, masks_of, networks
+from graphs import Drawn, Network, networks
 from hypothesis import HealthCheck, Phase, given, settings
 
 from mdprune_deploy import CheckpointError, Domain

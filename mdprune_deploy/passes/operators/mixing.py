@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ...evaluate import attribute, evaluate_node
+from ...evaluate import Array, attribute, evaluate_node
 from ..elements import Known, Needed, any_along, any_over, compress, take
 from ..facts import Facts, Requirement
 from .base import Operator, constant_operands, register
 
 if TYPE_CHECKING:
     from ..emit_graph import Builder
+
+
+ROUNDING = 1e-13
+"""Largest relative difference between sums of equal numbers in float64."""
 
 
 class Mixing(Operator):
@@ -58,13 +62,18 @@ class Mixing(Operator):
         whole = np.broadcast_to(np.nan_to_num(known), shape).astype(facts.dtype(data))
         arguments = [whole, *(None if v is None else facts.constant(v) for v in node.inputs[1:])]
         opset = node.graph.opset_imports[""] if node.graph is not None else 0
-        results = evaluate_node(node, arguments, opset)
+        results = [self._even(result, axes) for result in evaluate_node(node, arguments, opset)]
         if self.drops_axes(node):
             gone = np.squeeze(gone, axis=tuple(axes))
-        return [
-            compress(np.where(gone, np.nan, np.asarray(result, dtype=np.float64)))
-            for result in results[: len(node.outputs)]
-        ]
+        return [compress(np.where(gone, np.nan, result)) for result in results[: len(node.outputs)]]
+
+    def _even(self, result: Array, axes: frozenset[int]) -> Array:
+        """Makes equal what differs along the mixed axes by rounding alone."""
+        array = np.asarray(result, dtype=np.float64)
+        if self.mixes or any(axis >= array.ndim for axis in axes):
+            return array
+        low, high = (f(axis=tuple(axes), keepdims=True) for f in (array.min, array.max))
+        return np.where(high - low <= ROUNDING * np.abs(high), low, array)
 
     def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
         data = self._data(node)
@@ -224,20 +233,30 @@ class Resize(Mixing):
         return frozenset(changed) | frozenset(range(2, len(before)))
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        """Names only the spatial axes, whose sizes do not depend on what is kept."""
+        """Gives all axes a scale or a size, also where the original names some.
+
+        ONNX Runtime 1.32 moves transpositions through `Resize` as if `axes` were all of them.
+        """
         facts = build.facts
-        output = node.outputs[0]
-        axes = sorted(self.axes(node, facts))
+        data, output = self._data(node), node.outputs[0]
+        rank = len(facts.shape(data))
+        given = [axis % rank for axis in attribute(node, "axes", tuple(range(rank)))]
         operands: list[ir.Value | None] = [build.read(node, 0), None, None, None]
         scales = facts.constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if scales is not None and scales.size:
-            given = attribute(node, "axes", tuple(range(len(facts.shape(output)))))
-            own = [float(scales[list(given).index(axis)]) for axis in axes]
+            by_axis = dict(zip(given, scales.tolist(), strict=True))
+            own = [by_axis.get(axis, 1.0) for axis in range(rank)]
             operands[2] = build.constant(np.asarray(own, dtype=np.float32), f"{node.name}_scales")
         else:
-            sizes = np.asarray([facts.size(output, axis) for axis in axes])
-            operands[3] = build.constant(sizes, f"{node.name}_sizes")
-        return build.copy(node, operands, axes=tuple(axes))
+            first = min(self.axes(node, facts))
+            sizes = np.asarray([facts.size(output, axis) for axis in range(first, rank)])
+            kept = build.op("Shape", operands[:1], {"end": first}, name=f"{node.name}_kept")
+            resized = build.constant(sizes, f"{node.name}_sizes")
+            whole = build.op("Concat", [*kept, resized], {"axis": 0}, name=f"{node.name}_shape")
+            operands[3] = whole[0]
+        if "axes" in node.attributes:
+            return build.copy(node, operands, axes=tuple(range(rank)))
+        return build.copy(node, operands)
 
 
 @register("Pad")
