@@ -107,7 +107,7 @@ def name_nodes(graph: ir.Graph) -> None:
 def _to_float64(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype == ir.DataType.FLOAT:
-            value.dtype = ir.DataType.DOUBLE
+            value.type = ir.TensorType(ir.DataType.DOUBLE)  # clones share their type objects
     for value in graph.initializers.values():
         array = constant_array(value)
         if array.dtype == np.float32:
