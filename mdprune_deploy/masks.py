@@ -12,20 +12,28 @@ import torch
 from .budget import SHARING, Metric, SwitchGroup, select
 from .checkpoint import Checkpoint
 from .domain import Axis, Domain, Mask
+from .errors import UnsupportedGraphError
 from .evaluate import Array
 from .knapsack import Switches
 from .passes.bind import WeightUse
 from .passes.facts import Facts
 from .passes.figures import products, used_sets
-from .passes.operators.product import Layer, Product
+from .passes.operators.product import Layer
 from .passes.remove import analyzed
 from .weights import readers, readers_of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Weight:
-    """A masked weight: its dense layer and its multiply-accumulates at batch 1."""
+    """A masked weight of the dense network.
 
+    Attributes:
+        name: The weight's name: where a parameter is masked, that of the weight made from it.
+        layer: The first layer that reads it.
+        macs: Multiply-accumulates of all layers that read it, at batch 1.
+    """
+
+    name: str
     layer: Layer
     macs: int
 
@@ -78,7 +86,7 @@ def fit_budget(
 def used_share(checkpoint: Checkpoint, domain: str, metric: Metric) -> float:
     """Returns the share of a domain's masked weights that masks and dead code leave."""
     model, facts = analyzed(checkpoint, domain)
-    sites = {checkpoint.sites[key] for key in checkpoint.domains[domain].masks}
+    masked = set(_weight_names(checkpoint, domain).values())
     if metric == "switches":
         return _used_switches(checkpoint, domain, model.graph, facts)
     used = used_sets(model.graph, facts)
@@ -86,7 +94,7 @@ def used_share(checkpoint: Checkpoint, domain: str, metric: Metric) -> float:
     kept = total = 0
     for node, entry, layer in products(model.graph, facts):
         use = node.meta["weight"]
-        if use.name not in sites or (metric == "params" and use in counted):
+        if use.name not in masked or (metric == "params" and use in counted):
             continue
         counted.add(use)
         pairs = int(used[use].pairs.sum())
@@ -102,14 +110,14 @@ def _used_switches(checkpoint: Checkpoint, domain: str, graph: ir.Graph, facts: 
     """Counts the switches that are on and whose channel has a used pair."""
     by_name = {use.name: used.pairs for use, used in used_sets(graph, facts).items()}
     layers = {node.meta["weight"].name: layer for node, _, layer in products(graph, facts)}
+    names = _weight_names(checkpoint, domain)
     kept = total = 0
     for key, _, mask in flat_masks(checkpoint.domains[domain]):
-        site = checkpoint.sites[key]
         total += mask.on.numel()
-        if site in by_name:
-            pairs, layer = by_name[site], layers[site]
+        if names[key] in by_name:
+            pairs, layer = by_name[names[key]], layers[names[key]]
             used = layer.by_channel(pairs) if mask.axis == "in" else pairs.any(axis=1)
-            kept += int((mask.on.numpy() & used).sum())
+            kept += int((mask.on.cpu().numpy() & used).sum())
     return kept / total if total else 0.0
 
 
@@ -128,17 +136,31 @@ def _with_switches(checkpoint: Checkpoint, domain: str, kept: Sequence[Switches]
 def _groups(
     checkpoint: Checkpoint, domain: str, metric: Metric, *, magnitudes: bool
 ) -> list[SwitchGroup]:
+    """Returns a domain's masks as the budget sees them.
+
+    The budget counts two masks on one weight as a product, which a grouped convolution is not: of
+    a depthwise one, half of the filters and the same half of the channels leave one half, not a
+    quarter. What is left is at most either mask's share, so at most their mean: there each mask
+    counts as a weight of its own with half of the cost.
+    """
     weights = _masked_weights(checkpoint, domain)
+    masks = list(flat_masks(checkpoint.domains[domain]))
+    axes = {(weights[key].name, mask.axis) for key, _, mask in masks}
     found = []
-    for key, _, mask in flat_masks(checkpoint.domains[domain]):
+    for key, _, mask in masks:
         weight = weights[key]
+        grouped = weight.layer.groups > 1
         on = mask.on.cpu().numpy()
         total = {"params": weight.layer.weight.size, "macs": weight.macs, "switches": len(on)}
+        halved = grouped and {(weight.name, "in"), (weight.name, "out")} <= axes
+        cost = total[metric] / (2 if halved and metric != "switches" else 1)
         found.append(
             SwitchGroup(
-                weight=checkpoint.sites[key],
+                weight=f"{weight.name} by filter"
+                if grouped and mask.axis == "out"
+                else weight.name,
                 axis=mask.axis,
-                cost=np.full(len(on), total[metric] / len(on)),
+                cost=np.full(len(on), cost / len(on)),
                 on=on,
                 scores=mask.values.cpu().double().numpy() if mask.is_score else None,
                 magnitude=_norms(weight.layer, mask.axis) if magnitudes else None,
@@ -149,20 +171,34 @@ def _groups(
 
 
 def _masked_weights(checkpoint: Checkpoint, domain: str) -> dict[str, _Weight]:
-    """Returns the dense layer behind every mask of a domain."""
+    """Returns the dense weight behind every mask of a domain, by the mask's key."""
     dense = dataclasses.replace(checkpoint.domains[domain], masks={})
     unmasked = dataclasses.replace(checkpoint, domains={domain: dense})
     model, facts = analyzed(unmasked, domain)
-    layers: dict[str, tuple[ir.Node, Product, Layer]] = {}
+    layers: dict[str, Layer] = {}
+    macs: dict[str, int] = {}
     for node, entry, layer in products(model.graph, facts):
-        layers.setdefault(node.meta["weight"].name, (node, entry, layer))
+        name = node.meta["weight"].name
+        layers.setdefault(name, layer)
+        macs[name] = macs.get(name, 0) + entry.macs(layer, node, facts, layer.pairs.size)
     found = {}
-    sources = readers(checkpoint.model.graph)
-    for key in checkpoint.domains[domain].masks:
-        reader = readers_of(checkpoint.sites[key], sources)[0]
-        node, entry, layer = layers[str(reader.weight.name)]
-        found[key] = _Weight(layer, entry.macs(layer, node, facts, layer.pairs.size))
+    for key, name in _weight_names(checkpoint, domain).items():
+        if name not in layers:
+            raise UnsupportedGraphError(
+                f"domain {domain!r}: the mask on {key!r} cannot be held to a budget: no layer that "
+                f"reads {name!r} has channels that can be counted"
+            )
+        found[key] = _Weight(name, layers[name], macs[name])
     return found
+
+
+def _weight_names(checkpoint: Checkpoint, domain: str) -> dict[str, str]:
+    """Returns, by the key of a domain's masks, the name of the weight that layers read."""
+    candidates = readers(checkpoint.model.graph)
+    return {
+        key: str(readers_of(checkpoint.sites[key], candidates)[0].weight.name)
+        for key in checkpoint.domains[domain].masks
+    }
 
 
 def _norms(layer: Layer, axis: Axis) -> Array:
