@@ -14,6 +14,9 @@ TRAIN :=
 # `make test TESTS=tests/test_cli.py` runs one file.
 TESTS :=
 
+# PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup demo test lint bench nightly
 setup: $(STAMP)
 
