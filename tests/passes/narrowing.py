@@ -164,13 +164,13 @@ def kept(graph: ir.Graph, facts: Facts, name: str) -> Array:
     return np.arange(facts.size(output, 1)) if indices is None else indices
 
 
-def exact(checkpoint: Checkpoint) -> Removed:
+def exact(checkpoint: Checkpoint, domain: str = "d") -> Removed:
     """Removes, and compares every emitted element with the masked dense model's.
 
     A dynamic batch is run with one, two and three items.
     """
-    removed = remove(checkpoint, "d")
-    dense = bind(checkpoint, "d").graph
+    removed = remove(checkpoint, domain)
+    dense = bind(checkpoint, domain).graph
     emitted = removed.model.graph
     assert [v.name for v in emitted.outputs] == [v.name for v in dense.outputs]
     assert all(value.dtype is not None for value in emitted.outputs)
@@ -200,11 +200,12 @@ def exact(checkpoint: Checkpoint) -> Removed:
 
 
 def _feeds(checkpoint: Checkpoint) -> Iterable[dict[str, Array]]:
-    shape = checkpoint.examples["x"].shape
+    ((name, example),) = checkpoint.examples.items()
+    shape = example.shape
     rng = np.random.default_rng(7)
     for batch in (1, 2, 3) if checkpoint.dynamic_batch else shape[:1]:
         for make in (rng.standard_normal, lambda s: 1e3 * rng.standard_normal(s), np.ones):
-            yield {"x": make((batch, *shape[1:]))}
+            yield {name: make((batch, *shape[1:]))}
 
 
 def count(removed: Removed, *op_types: str) -> int:
