@@ -13,12 +13,14 @@ import copy
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# Idle threads that spin slow a busy machine down many times; OpenMP reads this as torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# One thread for each network: the baseline and the masked one train side by side, neither waits
+# for the other, and no sum depends on the number of threads. OpenMP reads this as torch loads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
@@ -40,8 +42,6 @@ from mdprune_deploy.training import (
     train,
 )
 
-THREADS = 2
-"""Fixed: the sum over threads, and so the last bits, depend on it."""
 SHARING_TARGET = 0.3
 """The domains are asked to overlap up to a sharing loss of this, and are free beyond it."""
 SHIFT = 2
@@ -59,7 +59,7 @@ class Scale:
     steps: int
 
 
-FULL = Scale(train_images=2500, test_images=500, width=2, warm_steps=500, steps=500)
+FULL = Scale(train_images=2500, test_images=500, width=2, warm_steps=400, steps=450)
 QUICK = Scale(train_images=400, test_images=100, width=1, warm_steps=30, steps=30)
 
 
@@ -73,7 +73,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a small run that only smokes")
     args = parser.parse_args()
-    torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(args.seed)
     scale = QUICK if args.quick else FULL
@@ -90,7 +89,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     figures = evaluate(images, baseline, masked)
     write(args.output, images, masked, figures)
-    show(figures, args.output, time.perf_counter() - started)
+    show(figures, time.perf_counter() - started)
 
 
 def train_both(
@@ -99,7 +98,9 @@ def train_both(
     """Returns the unpruned baseline and the masked network, trained for as long as each other."""
     data = {name: tensors(domain.train) for name, domain in images.items()}
     classes = {name: len(domain.labels) for name, domain in images.items()}
-    network = MultiDomainNetwork(WideResNet(scale.width), classes)
+    plain = WideResNet(scale.width)
+    # PyTorch's types know this argument only with a tensor.
+    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
 
@@ -110,15 +111,18 @@ def train_both(
             return trained
 
         dense = replace(settings, budget=1.0, search=0.0, sharing="none")
-        warm = run("dense start", network, replace(dense, steps=scale.warm_steps, rate=0.1))
-        baseline = run("unpruned baseline", warm, dense)
-        masked = run(f"budget {settings.budget:g}, {settings.sharing} sharing", warm, settings)
-    return baseline, masked
+        start = replace(dense, steps=scale.warm_steps, rate=2 * dense.rate)
+        warm = run("dense start", MultiDomainNetwork(plain, classes), start)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            baseline = pool.submit(run, "unpruned baseline", warm, dense)
+            masked = pool.submit(run, f"budget {settings.budget:g}", warm, settings)
+            return baseline.result(), masked.result()
 
 
 def tensors(split: Split) -> tuple[Tensor, Tensor]:
-    """Returns a split as tensors that share its memory."""
-    return torch.from_numpy(split.x), torch.from_numpy(split.y)
+    """Returns a split as tensors, channels last: the faster layout for convolutions on a CPU."""
+    x = torch.from_numpy(split.x).contiguous(memory_format=torch.channels_last)
+    return x, torch.from_numpy(split.y)
 
 
 def shift(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -168,7 +172,7 @@ def write(
     np.savez(output / "test-split.npz", **arrays)
 
 
-def show(figures: dict[str, Any], output: Path, seconds: float) -> None:
+def show(figures: dict[str, Any], seconds: float) -> None:
     """Prints the table."""
     table = Table(title="Accuracy on the test split")
     table.add_column("domain")
@@ -177,10 +181,8 @@ def show(figures: dict[str, Any], output: Path, seconds: float) -> None:
     for name, row in figures["domains"].items():
         shares = (f"{row[key]:.1%}" for key in ("baseline", "masked", "switches_on"))
         table.add_row(name, str(row["classes"]), str(row["test_images"]), *shares)
-    table.caption = (
-        f"{figures['intersection_over_union']:.0%} of what any domain keeps, all keep; "
-        f"{output / 'model.pt'} in {seconds:.0f} s"
-    )
+    overlap = figures["intersection_over_union"]
+    table.caption = f"all domains keep {overlap:.0%} of what any keeps; trained in {seconds:.0f} s"
     Console().print(table)
 
 

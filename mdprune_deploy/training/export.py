@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
 from mdprune_deploy.domain import Domain, Mask
@@ -14,10 +15,13 @@ from mdprune_deploy.training.network import THRESHOLD, MultiDomainNetwork
 def to_backbone(network: MultiDomainNetwork) -> nn.Module:
     """Returns a copy of the wrapped module in eval mode with the trained shared weights.
 
-    Its batch norms and head are the untrained ones that it came with; every domain of
-    `to_domains` overrides them.
+    Its weights are contiguous, whatever memory format they were trained in. Its batch norms and
+    head are the untrained ones that it came with; every domain of `to_domains` overrides them.
     """
-    return copy.deepcopy(network.backbone).requires_grad_(False).eval()
+    plain = copy.deepcopy(network.backbone).requires_grad_(False).eval()
+    # PyTorch's types know this argument only with a tensor.
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return plain
 
 
 def to_domains(

@@ -125,9 +125,9 @@ class MultiDomainNetwork(nn.Module):
             layer = self.backbone.get_submodule(name)
             assert isinstance(layer, nn.Conv2d)
             groups, weight = layer.groups, layer.weight
-            by_group = weight.view(groups, -1, *weight.shape[1:])
-            on = switches[part].view(groups, 1, -1, 1, 1)
-            weights[f"{name}.weight"] = (by_group * on).view_as(weight)
+            # (out, in / groups): every filter meets the channels of its own group.
+            on = switches[part].view(groups, -1).repeat_interleave(len(weight) // groups, 0)
+            weights[f"{name}.weight"] = weight * on[:, :, None, None]
         return weights
 
     def own_state(self, domain: str) -> dict[str, Tensor]:
