@@ -31,7 +31,7 @@ demo: setup
 	@mkdir -p $(DEMO)
 	$(PYTHON) examples/train.py --output $(DEMO) $(TRAIN)
 	$(MDPRUNE) compile $(DEMO)/model.pt --budget $(BUDGET) -o $(DEMO)/bundle --force
-	$(MDPRUNE) verify $(DEMO)/bundle --against $(DEMO)/model.pt --budget $(BUDGET)
+	$(MDPRUNE) verify $(DEMO)/bundle --against $(DEMO)/model.pt
 	$(MDPRUNE) bench $(DEMO)/bundle --against $(DEMO)/model.pt --json > $(DEMO)/bench.json
 	@$(PYTHON) examples/demo.py $(DEMO)
 
@@ -44,7 +44,6 @@ lint: setup
 	@$(PYTHON) -m mypy
 
 bench: setup $(BENCH)/r50-learned
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps torch-pruning==1.6.1
 	$(PYTHON) -m benchmarks.exactness $(addprefix --checkpoint ,$(wildcard $(DEMO)/model.pt))
 	$(PYTHON) -m benchmarks.latency
 	$(PYTHON) -m benchmarks.memory $(BENCH)/r50-learned

@@ -32,6 +32,7 @@ from .evaluate import Array, constant_array, evaluate
 from .layout.nchwc import host_layout
 from .layout.store import StoreWriter
 from .manifest import DomainModel, OnnxFiles
+from .masks import fit_budget
 from .passes.remove import Removed, remove
 from .pipeline import run_engine
 from .report import LayerFigures
@@ -81,7 +82,8 @@ def verify_bundle(
 
     Args:
         bundle_dir: The bundle.
-        checkpoint_or_path: The checkpoint, or its file, with the masks that were compiled.
+        checkpoint_or_path: The checkpoint that was compiled, or its file. Its masks are fitted to
+            the budget that the bundle records.
         progress: Told the domain that begins, how many are done, and how many there are.
 
     Returns:
@@ -101,6 +103,9 @@ def verify_bundle(
         else load_checkpoint(checkpoint_or_path)
     )
     _same_domains(bundle, checkpoint)
+    report = bundle.manifest.report
+    if report.budget is not None:
+        checkpoint = fit_budget(checkpoint, report.budget, report.metric, report.fit)  # type: ignore[arg-type]
     found = {}
     for index, name in enumerate(bundle.manifest.models):
         if progress is not None:
@@ -161,8 +166,7 @@ class _DomainVerifier:
                 raise VerificationError(
                     f"domain {self._name!r}: the bundle is not of these masks: of layer {layer!r} "
                     f"it uses {_uses(recorded)[1]:,} weights, the checkpoint's masks "
-                    f"{_uses(actual)[1]:,}; was it compiled from another checkpoint or with "
-                    "another --budget?"
+                    f"{_uses(actual)[1]:,}; was it compiled from another checkpoint?"
                 )
 
     def _graph_error(self, removed: Removed, found: list[Case], batched: bool) -> Error:

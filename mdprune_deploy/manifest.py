@@ -296,6 +296,9 @@ def _report(root: _Field) -> CompileReport:
         bytes_private=root["bytes_private"].integer(),
         seconds=root["seconds"].optional(_Field.number),
         held=root["held"].sequence(lambda item: _figures(item, Held)),
+        budget=root["budget"].optional(_Field.number),
+        metric=root["metric"].text(),
+        fit=root["fit"].optional(_Field.text),
     )
 
 

@@ -102,7 +102,7 @@ def compile(
         if budget is not None:
             checkpoint = fit_budget(checkpoint, budget, metric, fit)
         run = _Run(checkpoint, writer.root, progress)
-        report = run.compile()
+        report = dataclasses.replace(run.compile(), budget=budget, metric=metric, fit=fit)
         writer.finish(report, run.models, _versions())
     return dataclasses.replace(report, seconds=time.perf_counter() - start)
 
@@ -170,9 +170,7 @@ class _Run:
             self._progress(name, stage, self._done, total)
         self._done += 1
 
-    def _check_graph(
-        self, name: str, removed: Removed, found: list[Case], batched: bool
-    ) -> None:
+    def _check_graph(self, name: str, removed: Removed, found: list[Case], batched: bool) -> None:
         graph = removed.model.graph
         error = largest_error(found, lambda feeds: evaluate(graph, feeds), batched=batched)
         if error.relative > GRAPH_TOLERANCE:
@@ -187,9 +185,7 @@ class _Run:
             self._checkpoint, name, removed.model.graph, removed.origins, feeds, tolerance
         )
 
-    def _check_files(
-        self, name: str, removed: Removed, found: list[Case], batched: bool
-    ) -> Error:
+    def _check_files(self, name: str, removed: Removed, found: list[Case], batched: bool) -> Error:
         worst = Error()
         model = self.models[name]
         variants: list[Literal["portable", "mapped"]] = ["portable"]
@@ -204,9 +200,7 @@ class _Run:
             worst = max(worst, error, key=lambda e: e.relative)
         return worst
 
-    def _locate_in_float32(
-        self, removed: Removed, found: list[Case], error: Error
-    ) -> str | None:
+    def _locate_in_float32(self, removed: Removed, found: list[Case], error: Error) -> str | None:
         feeds = next(case.feeds for case in found if case.name == error.case)
         return first_rounding(removed.model, feeds)
 

@@ -81,6 +81,9 @@ class CompileReport:
         seconds: Wall-clock time of the compile; None in a bundle, which is the same whenever it was
             made.
         held: Every place where a masked channel could not be removed.
+        budget: The budget that the masks were fitted to, None for masks as they were.
+        metric: What the budget counted.
+        fit: How boolean masks outside the budget were cut, None for not at all.
     """
 
     domains: dict[str, DomainReport]
@@ -90,6 +93,9 @@ class CompileReport:
     bytes_private: int
     seconds: float | None
     held: tuple[Held, ...] = ()
+    budget: float | None = None
+    metric: str = "params"
+    fit: str | None = None
     version: int = field(default=VERSION)
 
     def to_json(self) -> dict[str, Any]:

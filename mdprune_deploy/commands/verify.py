@@ -9,13 +9,9 @@ import typer
 
 from .. import check
 from .common import (
-    BudgetOption,
     BundleArgument,
-    FitOption,
     JsonOption,
-    MetricOption,
     command,
-    fitted,
     note,
     print_json,
     print_table,
@@ -29,18 +25,11 @@ def verify(
     against: Annotated[
         Path, typer.Option("--against", metavar="MODEL.pt", help="The checkpoint it was made from.")
     ],
-    budget: BudgetOption = None,
-    metric: MetricOption = "params",
-    fit: FitOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Checks every file and every domain of a bundle against its checkpoint.
-
-    Give --budget, --metric and --fit as they were given to compile.
-    """
-    checkpoint = fitted(against, budget, metric, fit)
+    """Checks every file and every domain of a bundle against its checkpoint."""
     with progress_bar("verifying") as tick:
-        found = check.verify_bundle(bundle, checkpoint, progress=tick)
+        found = check.verify_bundle(bundle, against, progress=tick)
     for domain, result in found.items():
         for what, reason in result.skipped.items():
             note(f"{domain}: {what} was not run: {reason}")
