@@ -93,11 +93,22 @@ def layer_figures(graph: ir.Graph, facts: Facts) -> tuple[LayerFigures, ...]:
                 params_used=used[use].params if first else 0,
                 params_emitted=emitted * layer.kernel,
                 macs_dense=entry.macs(layer, node, facts, layer.pairs.size),
-                macs_emitted=entry.macs(layer, node, facts, emitted),
+                macs_emitted=_emitted_macs(node, entry, layer, facts, emitted),
             )
         )
     rows.extend(_activation_products(graph, facts))
     return tuple(rows)
+
+
+def _emitted_macs(
+    node: ir.Node, entry: product.Product, layer: product.Layer, facts: Facts, pairs: int
+) -> int:
+    output = node.outputs[0]
+    if output not in facts.kept:
+        return 0
+    whole, kept = facts.shape(output), sizes(facts.kept[output], facts.shape(output))
+    positions = [int(np.prod(s)) // s[layer.out_axis] for s in (whole, kept)]
+    return entry.macs(layer, node, facts, pairs) * positions[1] // positions[0]
 
 
 def _emitted_pairs(

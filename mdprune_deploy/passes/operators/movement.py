@@ -14,9 +14,10 @@ import onnx_ir as ir
 
 from ...errors import UnsupportedGraphError
 from ...evaluate import Array, attribute, constant_array, evaluate_node
-from ..elements import Indices, Known, Needed, Sets, closure, compress, elements, indices_of, sizes
+from ..elements import Indices, Known, Needed, Sets, closure, compress, elements, indices_of
+from ..elements import live, sizes
 from ..facts import Facts, Requirement
-from .base import Operator, constant_operands, register
+from .base import Operator, constant_operands, ones, register
 
 if TYPE_CHECKING:
     from ..emit_graph import Builder
@@ -116,10 +117,28 @@ class Reshape(Movement):
         assert node.inputs[0] is not None
         return facts.shape(node.inputs[0]), facts.shape(node.outputs[0])
 
-    def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
+    def _is_opaque(self, node: ir.Node, facts: Facts) -> bool:
+        """Tells whether elements move in a way that the example does not show.
+
+        The shape is computed at run time, or the batch moves past another axis: images mix, which
+        one image alone does not show.
+        """
         if node.op_type == "Reshape" and facts.constant(node.inputs[1]) is None:
-            return [frozenset()]  # the shape is computed at run time
-        return super().free(node, facts)
+            return True
+        data, output = node.inputs[0], node.outputs[0]
+        assert data is not None
+        (before, size), (after, length) = (_batch_axis(value, facts) for value in (data, output))
+        if after > before:
+            before, size, after, length = after, length, before, size
+        return before % after != 0 or length % (before // after) != 0
+
+    def known(self, node: ir.Node, facts: Facts) -> list[Known]:
+        if self._is_opaque(node, facts):
+            return [live(len(facts.shape(node.outputs[0])))]
+        return super().known(node, facts)
+
+    def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
+        return [frozenset()] if self._is_opaque(node, facts) else super().free(node, facts)
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         facts = build.facts
@@ -144,9 +163,19 @@ class Reshape(Movement):
         self, node: ir.Node, needed: Sequence[Needed | None], facts: Facts
     ) -> list[Needed | None]:
         found = super().dependence(node, needed, facts)
+        if self._is_opaque(node, facts):
+            found[0] = ones(len(self._shapes(node, facts)[0]))
         if node.op_type == "Reshape" and facts.constant(node.inputs[1]) is None:
-            found[1] = np.ones((1,), dtype=np.bool_)
+            found[1] = ones(1)
         return found
+
+
+def _batch_axis(value: ir.Value, facts: Facts) -> tuple[int, int]:
+    """Returns the elements before the axis that follows the batch, and its length per image."""
+    shape = facts.shape(value)
+    axis = min(facts.varying(value), default=0)
+    length = shape[axis] // facts.trace.batch if facts.varying(value) else 1
+    return int(np.prod(shape[:axis], dtype=np.int64)), length
 
 
 @register("Transpose")
