@@ -43,17 +43,19 @@ lint: setup
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m mypy
 
-bench: setup $(BENCH)/r50-learned
+bench: setup $(BENCH)/r50-regular
 	$(PYTHON) -m benchmarks.exactness $(addprefix --checkpoint ,$(wildcard $(DEMO)/model.pt))
-	$(PYTHON) -m benchmarks.latency
-	$(PYTHON) -m benchmarks.memory $(BENCH)/r50-learned
+	$(PYTHON) -m benchmarks.latency --styles regular --openvino
+	$(PYTHON) -m benchmarks.latency --styles learned
+	$(PYTHON) -m benchmarks.latency --styles regular --threads 2
+	$(PYTHON) -m benchmarks.memory $(BENCH)/r50-regular
 	$(PYTHON) -m benchmarks.torch_pruning
 	$(PYTHON) -m benchmarks.budget_tradeoff
 	$(PYTHON) -m benchmarks.compile_cost
 
-$(BENCH)/r50-learned: | setup
+$(BENCH)/r50-regular: | setup
 	@mkdir -p $(@D)
 	@$(PYTHON) -c "from pathlib import Path; from benchmarks.harness import compile_case, make_case; \
-	compile_case(make_case('r50', 'learned'), Path('$(@D)'))"
+	compile_case(make_case('r50', 'regular'), Path('$(@D)'))"
 
 nightly: lint test demo bench

@@ -160,7 +160,8 @@ def main() -> None:
                     case, Path(folder), arguments.threads, arguments.rounds, arguments.openvino
                 )
     show(f"Latency at batch 1, medians of {arguments.rounds} rounds in turn", rows)
-    print(save(f"latency-{arguments.threads}", vars(arguments), rows))
+    name = "-".join(["latency", str(arguments.threads), *arguments.styles])
+    print(save(name, vars(arguments), rows))
 
 
 if __name__ == "__main__":
