@@ -307,15 +307,16 @@ def test_scores_and_switches_in_one_domain(exported):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("budget", [0.2, 0.3, 0.6])
+@pytest.mark.parametrize("budget", [0.2, 0.3, 0.4, 0.5, 0.6])
 def test_channels_and_filters_of_a_grouped_layer_are_no_product(network, exported, metric, budget):
     # The best channels and the best filters are those of group 0: half of each is half of all.
-    def falling(axis):
-        return Mask(torch.arange(SIZES["grouped"][axis == "out"], 0.0, -1.0), axis)
+    def falling(axis, key="grouped"):
+        return Mask(torch.arange(SIZES[key][axis == "out"], 0.0, -1.0), axis)
 
-    masks = {"grouped": [falling("in"), falling("out")]}
+    masks = {"grouped": [falling("in"), falling("out")], "normed": [falling("in", "normed")]}
+    masks["normed"][0].values.add_(100.0)  # kept before anything of `grouped`
     fitted = fit_budget(with_masks(exported, d=masks), budget, metric)
-    shown = {"grouped": list(fitted.domains["d"].masks["grouped"])}
+    shown = {key: list(own) for key, own in fitted.domains["d"].masks.items()}
     assert counted(network, shown, metric) <= budget
 
 

@@ -42,7 +42,7 @@ def _chain(node: ir.Node) -> tuple[list[ir.Node], list[ir.Value]]:
     chain, roots = [node], []
     for value in _sources(node):
         producer = value.producer()
-        if producer is not None and _is_link(producer) and not value.is_graph_output():
+        if producer is not None and _is_link(producer):
             nodes, starts = _chain(producer)
             chain += nodes
             roots += starts
@@ -84,13 +84,12 @@ def _same_but_channels(value: ir.Value, roots: list[ir.Value], trace: Trace) -> 
 def _labels(roots: list[ir.Value], trace: Trace) -> dict[ir.Value, Array]:
     """Numbers the elements of the roots as they stand beside each other.
 
-    A batch that may have any length is twice the example's here, so that a chain that moves items
-    of the batch is not taken for one that leaves them.
+    A batch that may have any length has at least two items in the trace, so that a chain that
+    moves them is not taken for one that leaves them.
     """
     shapes = [trace.shapes[str(root.name)] for root in roots]
     channels = sum(shape[_AXIS] for shape in shapes)
-    batch = shapes[0][0] * (2 if 0 in trace.varying[str(roots[0].name)] else 1)
-    whole = (batch, channels, *shapes[0][_AXIS + 1 :])
+    whole = (*shapes[0][:_AXIS], channels, *shapes[0][_AXIS + 1 :])
     labels = np.arange(int(np.prod(whole)), dtype=np.int64).reshape(whole)
     ends = np.cumsum([shape[_AXIS] for shape in shapes])[:-1].tolist()
     # A root that is read twice has the labels of its first place.
@@ -124,9 +123,7 @@ def _as_gather(graph: ir.Graph, node: ir.Node, roots: list[ir.Value], trace: Tra
         return False
     source = distinct[0]
     if len(distinct) > 1:
-        shape = list(trace.shapes[str(distinct[0].name)])
-        shape[_AXIS] = whole.shape[_AXIS]
-        source = _insert(graph, node, "Concat", distinct, {"axis": _AXIS}, tuple(shape), trace)
+        source = _insert(graph, node, "Concat", distinct, {"axis": _AXIS}, whole.shape, trace)
     _select(graph, node, source, channels, trace)
     return True
 

@@ -228,12 +228,16 @@ def test_a_chain_that_is_read_in_the_middle_serves_both():
     assert count(removed, "Transpose") == 1
 
 
-def test_an_output_in_the_middle_of_a_chain_stays():
+def test_an_output_in_the_middle_of_a_chain_stays_and_the_chain_goes():
     net = Net((1, 3, 4, 4))
     x = net.conv("maker", net.input, 8)
     swapped = transpose(net, "swap", net.reshape("split", x, -1, 2, 4, 4, 4), 0, 2, 1, 3, 4)
     x = net.reshape("join", swapped, -1, 8, 4, 4)
-    exact(read_by(net, x, [0, 2], 8, [swapped]))
+    checkpoint = read_by(net, x, [0, 2], 8, [swapped])
+    exact(checkpoint)
+    model, _ = analyzed(checkpoint, "d")
+    reader = next(n for n in model.graph if n.name == "reader")
+    assert reader.inputs[0].producer().op_type == "Gather"
 
 
 @pytest.mark.parametrize("groups", [1, 2])
