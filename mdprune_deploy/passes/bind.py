@@ -204,12 +204,15 @@ def _mask_output(graph: ir.Graph, reader: Reader, on: Array) -> None:
     behind = rank - 2  # axes behind the channels'
     if node.op_type in ("MatMul", "Gemm"):
         behind = 1 if reader.index == 0 else 0  # W @ x has its channels before the columns
-    name = f"{node.name}_mask"
-    factor = add_initializer(graph, on.reshape(-1, *[1] * behind), name)
+    name = _fresh(graph, f"{node.name}_masked")
+    factor = add_initializer(graph, on.reshape(-1, *[1] * behind), _fresh(graph, f"{name}_on"))
     producer = output.producer()
     assert producer is not None
-    product = ir.node("Mul", [output, factor], name=_fresh(graph, name))
-    product.outputs[0].name = product.name
+    product = ir.node("Mul", [output, factor], name=name)
+    product.outputs[0].name = name
+    if output.is_graph_output():  # the output keeps its name
+        product.outputs[0].name, output.name = output.name, name
+        product.outputs[0].shape, product.outputs[0].type = output.shape, output.type
     graph.insert_after(producer, product)
     output.replace_all_uses_with(product.outputs[0], replace_graph_outputs=True)
     product.replace_input_with(0, output)
@@ -230,7 +233,8 @@ def _with_bias(node: ir.Node) -> ir.Value:
 
 
 def _fresh(graph: ir.Graph, name: str) -> str:
-    taken = {node.name for node in graph}
+    taken = {node.name for node in graph} | set(graph.initializers)
+    taken.update(value.name for node in graph for value in node.outputs)
     count, candidate = 0, name
     while candidate in taken:
         count += 1

@@ -49,7 +49,7 @@ class Builder:
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """Adds a constant."""
-        return add_initializer(self.graph, array, name)
+        return add_initializer(self.graph, array, self._fresh(name))
 
     def op(
         self,

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from checks import compile_exactly
 from graphs import Network, mask
 from onnx import helper
 
@@ -101,6 +102,24 @@ def test_output_mask_of_a_matrix_product(first: bool) -> None:
     x = np.random.default_rng(0).standard_normal((2, 5, 5))
     (have,) = evaluate(bind(checkpoint, "d").graph, {"x": x})
     np.testing.assert_allclose(have, n.expected(domain, x)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_masked_output_keeps_its_name_and_clashes_with_none() -> None:
+    """Two heads, one masked at its output; a name of the graph ends like the mask's own."""
+    n = chain()
+    n.head("x")
+    weight, output = n.layers[-1].weight, n.outputs[-1]
+    n.head(n.node("Relu", ["x"], lambda run, x: torch.relu(x)))
+    domain = Domain({weight: mask([1, 0, 1], "out", "output")})
+    checkpoint = n.checkpoint(d=domain)
+    graph = bind(checkpoint, "d").graph
+    assert [value.name for value in graph.outputs] == n.outputs
+    assert_bound(n, domain)
+    made = [value.name for node in graph for value in node.outputs]
+    names = [*made, *graph.initializers, *(value.name for value in graph.inputs)]
+    assert len(set(names)) == len(names)
+    assert output in names
+    compile_exactly(n, domain)
 
 
 def test_checkpoint_stays_as_it_was() -> None:

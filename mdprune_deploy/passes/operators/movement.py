@@ -14,8 +14,18 @@ import onnx_ir as ir
 
 from ...errors import UnsupportedGraphError
 from ...evaluate import Array, attribute, constant_array, evaluate_node
-from ..elements import Indices, Known, Needed, Sets, closure, compress, elements, indices_of
-from ..elements import live, sizes
+from ..elements import (
+    Indices,
+    Known,
+    Needed,
+    Sets,
+    closure,
+    compress,
+    elements,
+    indices_of,
+    live,
+    sizes,
+)
 from ..facts import Facts, Requirement
 from .base import Operator, constant_operands, ones, register
 
