@@ -84,10 +84,11 @@ def _flatten_indices(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
     last = nodes[-1].outputs[0]
-    last.name = node.outputs[0].name
+    output = node.outputs[0]
+    last.name, last.shape, last.type = output.name, output.shape, output.type
     for new in nodes:
         graph.insert_before(node, new)
-    node.outputs[0].replace_all_uses_with(last, replace_graph_outputs=True)
+    output.replace_all_uses_with(last, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 
