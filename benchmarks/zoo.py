@@ -58,8 +58,8 @@ class Outcome:
 
     Attributes:
         family: The model's name in pytorchcv.
-        outcome: `"exact"`; `"refused"` by name; `"rounding"`, refused since float32 rounding is above
-            the bound though the graph is exact in float64; `"differs"`, a bug; `"not built"`.
+        outcome: `"exact"`; `"refused"` by name; `"rounding"`, refused since float32 rounds by more
+            than the bound, the graph being exact in float64; `"differs"`, a bug; `"not built"`.
         note: The error's message, or what held channels.
         macs_dense: Multiply-accumulates of the dense model.
         macs_emitted: Those of the compiled one.
