@@ -8,6 +8,7 @@ format.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import json
@@ -124,9 +125,13 @@ class BundleWriter:
 
     def __enter__(self) -> BundleWriter:
         self._check_place()
+        # An interrupt between here and the block would leave the directory: `__exit__` is not
+        # called for it.
+        atexit.register(self._discard)
         try:
             self.root.mkdir()
         except OSError as error:
+            atexit.unregister(self._discard)
             raise self._unwritable(error) from error
         return self
 
@@ -136,10 +141,16 @@ class BundleWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for leftover in (self.root, self._replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._discard()
+        atexit.unregister(self._discard)
         if isinstance(error, OSError) and self._is_ours(error):
             raise self._unwritable(error) from error
+
+    def _discard(self) -> None:
+        if self._replaced.exists() and not self._output.exists():
+            self._replaced.rename(self._output)
+        for leftover in (self.root, self._replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def finish(
         self, report: CompileReport, models: Mapping[str, DomainModel], versions: Mapping[str, str]
@@ -185,13 +196,8 @@ class BundleWriter:
         if not self._output.exists():
             self.root.rename(self._output)
             return
-        try:
-            self._output.rename(self._replaced)
-            self.root.rename(self._output)
-        except BaseException:
-            if self._replaced.exists() and not self._output.exists():
-                self._replaced.rename(self._output)
-            raise
+        self._output.rename(self._replaced)
+        self.root.rename(self._output)
 
     def _is_ours(self, error: OSError) -> bool:
         if not isinstance(error.filename, str):
