@@ -344,6 +344,16 @@ class Product(Operator):
         weight = np.take_along_axis(weight, columns[expand], axis=1)
         return weight, bias, len(staying)
 
+    def operands(
+        self, node: ir.Node, weight: Array, bias: Array, build: Builder
+    ) -> list[ir.Value | None]:
+        """Returns the inputs of the emitted node, with a bias where there is one."""
+        name = node.meta["weight"].name
+        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, name)]
+        if bias.any() or len(node.inputs) > 2:
+            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        return inputs
+
     def reason(self, node: ir.Node, facts: Facts) -> str:
         if self.representatives(node, facts):
             return "a constant channel makes a pattern at its zero-padded border"
@@ -419,10 +429,7 @@ class Conv(Product):
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         weight, bias, groups = self.narrowed(node, build.facts)
-        use = node.meta["weight"]
-        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, use.name)]
-        if bias.any() or len(node.inputs) > 2:
-            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        inputs = self.operands(node, weight, bias, build)
         return build.copy(node, inputs, group=groups)
 
 
@@ -456,10 +463,7 @@ class ConvTranspose(Product):
         weight, bias, groups = self.narrowed(node, build.facts)
         split = weight.reshape(groups, -1, *weight.shape[1:])
         stored = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
-        use = node.meta["weight"]
-        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(stored, use.name)]
-        if bias.any() or len(node.inputs) > 2:
-            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        inputs = self.operands(node, stored, bias, build)
         return build.copy(node, inputs, group=groups)
 
 
@@ -489,10 +493,7 @@ class Gemm(Product):
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         weight, bias, _ = self.narrowed(node, build.facts)
-        use = node.meta["weight"]
-        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, use.name)]
-        if bias.any() or len(node.inputs) > 2:
-            inputs.append(build.constant(bias, f"{node.name}.bias"))
+        inputs = self.operands(node, weight, bias, build)
         return build.copy(node, inputs, transB=1, alpha=1.0, beta=1.0)
 
 
