@@ -224,7 +224,7 @@ def _reads_idle(
         for holder, idle in held.get(value, {}).items():
             wanted: list[Needed | None] = [None] * len(node.outputs)
             wanted[position] = idle
-            reads.append((holder, entry.dependence(node, wanted, facts)))
+            reads.append((holder, _passed_on(node, entry.dependence(node, wanted, facts), facts)))
     for index, operand in enumerate(node.inputs):
         if operand is None or operand.is_initializer():
             continue
@@ -237,6 +237,16 @@ def _reads_idle(
                 idle_by[holder] = idle if before is None else before | idle
                 accounted = accounted | idle
         yield operand, idle_by
+
+
+def _passed_on(node: ir.Node, read: Sequence[Needed | None], facts: Facts) -> list[Needed | None]:
+    """Returns what a node reads for outputs that are held: a product reads no constants."""
+    if not isinstance(operator(node), product.Product):
+        return list(read)
+    return [
+        None if value is None or part is None else part & np.isnan(facts.known_of(value))
+        for value, part in zip(node.inputs, read, strict=True)
+    ]
 
 
 def _hold_own_filters(

@@ -114,3 +114,16 @@ def test_rounding_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert removed.layers[1].params_used == 16 * 7 * 9
     assert removed.layers[1].params_emitted > 16 * 7 * 9
     assert removed.held == ()
+
+
+def test_what_is_zero_is_not_held_by_a_product_behind_it() -> None:
+    """The sum's padded half needs the branch in its middle only; that holds no masked channel."""
+    n = Network()
+    x = n.conv_bn_act("x", 8)
+    y = n.bn(n.conv(n.conv(x, 8, groups=8, bias=False), 8, 1))
+    inner = n.slice(n.slice(y, 1, 5, axis=2), 1, 5, axis=3)
+    part = n.pad(n.slice(inner, 0, 4), [0, 4, 0, 0, 0, 0, 0, 0])
+    n.head(n.add(part, inner))
+    depthwise = mask([1, 1, 0, 0, 0, 1, 0, 0])
+    removed = compile_exactly(n, Domain({n.layers[1].weight: depthwise}))
+    assert removed.held == ()
