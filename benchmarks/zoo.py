@@ -246,7 +246,8 @@ Exact {count["exact"]}; refused {count["refused"]}; refused for float32 rounding
 {count["rounding"]}; different {count["differs"]}; not built {count["not built"]}.
 
 Rounding: the graph is exact in float64, but on inputs a thousand times as large as usual float32
-rounds by more than the bound, in the masked dense model too (airnet50: five times less than in the compiled one).
+rounds by more than the bound, in the masked dense model too (for airnet50 five times less than in
+the compiled one).
 
 | model | outcome | MACs removed | parameters used | seconds | held by, or why |
 | --- | --- | --- | --- | --- | --- |
