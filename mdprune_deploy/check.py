@@ -33,6 +33,7 @@ from .layout.nchwc import host_layout
 from .layout.store import StoreWriter
 from .manifest import DomainModel, OnnxFiles
 from .masks import fit_budget
+from .passes.precision import widen
 from .passes.remove import Removed, remove
 from .pipeline import run_engine
 from .report import LayerFigures
@@ -182,7 +183,7 @@ class _DomainVerifier:
     ) -> Error:
         model = _load(self._root / files.portable)
         self._same_inputs(model, files.portable)
-        _widen(model)
+        widen(model.graph)
         error = largest_error(found, lambda feeds: evaluate(model.graph, feeds), batched=batched)
         if error.relative > ARTIFACT_TOLERANCE:
             where = self._first_difference(model.graph, removed, found, error, ARTIFACT_TOLERANCE)
@@ -263,23 +264,6 @@ def _load(path: Path) -> ir.Model:
     except Exception as error:  # onnx_ir raises whatever the damage leads to
         raise BundleError(f"{path}: the model cannot be read: {error}") from error
     return model
-
-
-def _widen(model: ir.Model) -> None:
-    """Turns a float32 model into a float64 one that computes with the same numbers."""
-    for value in model.graph.initializers.values():
-        array = constant_array(value)
-        if array.dtype == np.float32:
-            value.const_value = ir.tensor(array.astype(np.float64), name=value.name)
-    for node in model.graph:
-        for name, attribute in list(node.attributes.items()):
-            if name == "to" and attribute.value == int(ir.DataType.FLOAT):
-                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.DOUBLE))
-            elif attribute.type == ir.AttributeType.TENSOR:
-                array = attribute.as_tensor().numpy()
-                if array.dtype == np.float32:
-                    wide = ir.tensor(array.astype(np.float64))
-                    node.attributes[name] = ir.AttrTensor(name, wide)
 
 
 def _first_changed_node(root: Path, files: OnnxFiles) -> str | None:

@@ -19,9 +19,8 @@ from ..domain import Axis, Domain, Mask
 from ..errors import CheckpointError, UnsupportedGraphError
 from ..evaluate import Array, attribute, constant_array
 from ..weights import Reader, module_of, readers, readers_of, with_ancestors
+from .precision import widen
 from .trace import add_initializer, fold_constants
-
-_DOUBLE = int(ir.DataType.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,7 @@ def _to_float64(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype == ir.DataType.FLOAT:
             value.type = ir.TensorType(ir.DataType.DOUBLE)  # clones share their type objects
-    for value in graph.initializers.values():
-        array = constant_array(value)
-        if array.dtype == np.float32:
-            value.const_value = ir.tensor(array.astype(np.float64), name=value.name)
+    widen(graph)
     for node in graph:
         for name, attr in list(node.attributes.items()):
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
@@ -119,20 +115,13 @@ def _to_float64(graph: ir.Graph) -> None:
                     f"{node.op_type} (node {node.name!r}) holds a subgraph; control flow that "
                     "depends on data cannot be compiled"
                 )
-            if attr.type == ir.AttributeType.TENSOR:
-                array = attr.as_tensor().numpy()
-                if array.dtype == np.float32:
-                    wide = ir.tensor(array.astype(np.float64))
-                    node.attributes[name] = ir.AttrTensor(name, wide)
-            elif node.op_type == "Constant" and attr.type in (
+            if node.op_type == "Constant" and attr.type in (
                 ir.AttributeType.FLOAT,
                 ir.AttributeType.FLOATS,
             ):
                 wide = ir.tensor(np.asarray(attr.value, dtype=np.float64))
                 del node.attributes[name]
                 node.attributes["value"] = ir.AttrTensor("value", wide)
-            elif name == "to" and attr.value == int(ir.DataType.FLOAT):
-                node.attributes[name] = ir.AttrInt64(name, _DOUBLE)
         if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
             zero = ir.tensor(np.zeros(1, dtype=np.float64))
             node.attributes["value"] = ir.AttrTensor("value", zero)

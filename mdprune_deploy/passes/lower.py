@@ -16,6 +16,7 @@ from onnxscript.rewriter.rules.common import (
 
 from ..evaluate import Array, attribute, constant_array
 from .operators.product import BLOCK
+from .precision import narrow
 from .trace import add_initializer
 
 _RULES = (
@@ -81,19 +82,9 @@ def to_float32(model: ir.Model) -> ir.Model:
     for value in [*graph.inputs, *graph.outputs]:
         if value.dtype == ir.DataType.DOUBLE:
             value.type = ir.TensorType(ir.DataType.FLOAT)  # the old type is the original's too
+    narrow(graph)
     for value in graph.initializers.values():
         array = constant_array(value)
-        if array.dtype == np.float64:
-            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
         value.shape = ir.Shape(array.shape)
-        value.type = ir.TensorType(ir.DataType.from_numpy(constant_array(value).dtype))
-    for node in graph:
-        for name, attr in list(node.attributes.items()):
-            if name == "to" and attr.value == int(ir.DataType.DOUBLE):
-                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-            elif attr.type == ir.AttributeType.TENSOR:
-                array = attr.as_tensor().numpy()
-                if array.dtype == np.float64:
-                    narrow = ir.tensor(array.astype(np.float32))
-                    node.attributes[name] = ir.AttrTensor(name, narrow)
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
     return lowered
