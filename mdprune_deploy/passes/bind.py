@@ -41,7 +41,7 @@ def bind(checkpoint: Checkpoint, domain_name: str) -> ir.Model:
     """Returns the masked dense model of one domain in float64, its constants folded.
 
     Every convolution and matrix product with a constant weight carries its `WeightUse` in
-    `node.meta["weight"]`.
+    `node.meta["weight"]`, and its weight before any mask, as float32, in `node.meta["unmasked"]`.
 
     Raises:
         CheckpointError: A mask does not fit the weight that it names.
@@ -62,6 +62,7 @@ def bind(checkpoint: Checkpoint, domain_name: str) -> ir.Model:
         for mask in ([masks] if isinstance(masks, Mask) else masks)
     ]
     fold_constants(graph)
+    _keep_unmasked(found)
     for key, mask, targets in masked:
         if not targets:
             raise CheckpointError(f"mask on {key!r}: no layer of the graph reads it as its weight")
@@ -135,6 +136,13 @@ def _describe(reader: Reader, overridden: dict[str, str]) -> None:
     )
     assert reader.weight.name is not None
     reader.node.meta["weight"] = WeightUse(reader.weight.name, "|".join(digests))
+
+
+def _keep_unmasked(found: Sequence[Reader]) -> None:
+    for reader in found:
+        operand = reader.node.inputs[reader.index]
+        if operand is not None and operand.is_initializer():
+            reader.node.meta["unmasked"] = constant_array(operand).astype(np.float32)
 
 
 def _mask_weight(graph: ir.Graph, reader: Reader, axis: Axis, on: Array) -> None:

@@ -24,6 +24,7 @@ import onnx_ir as ir
 from ...evaluate import Array, attribute, constant_array, evaluate_node, window
 from ..elements import Known, Needed, Sets, along, closure, compress, elements, indices_of
 from ..facts import Facts, Requirement
+from ..stored import record_stored
 from .base import Operator, constant_operands, register
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class Product(Operator):
 
     def canonical(self, node: ir.Node, facts: Facts) -> Layer:
         """Reads the canonical form off the node."""
+        raise NotImplementedError
+
+    def canonical_weight(self, node: ir.Node, operand: Array) -> Array:
+        """Returns a weight in the form of `Layer.weight`, given in the form of the operand."""
         raise NotImplementedError
 
     def data(self, node: ir.Node) -> int:
@@ -354,6 +359,42 @@ class Product(Operator):
             inputs.append(build.constant(bias, f"{node.name}.bias"))
         return inputs
 
+    def emitted(
+        self,
+        node: ir.Node,
+        inputs: Sequence[ir.Value | None],
+        weight: Array,
+        build: Builder,
+        **changed: object,
+    ) -> list[ir.Value]:
+        """Adds the narrowed node, which notes what its weight is a part of.
+
+        Args:
+            node: The node in the masked dense graph.
+            inputs: The emitted node's inputs.
+            weight: Its weight in canonical form.
+            build: The graph under construction.
+            changed: Attributes that differ.
+        """
+        outputs = build.copy(node, inputs, **changed)
+        layer = self.layer(node, build.facts)
+        operand = node.meta.get("unmasked")
+        producer = outputs[0].producer()
+        if operand is not None and producer is not None:
+            kept, alive = self._live_rows(node, build.facts)
+            requirement = build.facts.required[node, self.data(node)]
+            record_stored(
+                producer,
+                use=node.meta["weight"],
+                stored=self.canonical_weight(node, operand),
+                emitted=weight,
+                filters=kept,
+                live=alive,
+                channels=indices_of(requirement.sets, layer.in_axis, layer.channels),
+                groups=layer.groups,
+            )
+        return outputs
+
     def reason(self, node: ir.Node, facts: Facts) -> str:
         if self.representatives(node, facts):
             return "a constant channel makes a pattern at its zero-padded border"
@@ -393,6 +434,9 @@ def _bias(facts: Facts, node: ir.Node, index: int, filters: int) -> Array:
 class Conv(Product):
     """`Conv` of any rank, stride, dilation, padding and number of groups."""
 
+    def canonical_weight(self, node: ir.Node, operand: Array) -> Array:
+        return operand
+
     def rounded(self, node: ir.Node, read: Needed, facts: Facts) -> Needed:
         layer = self.layer(node, facts)
         count = int(read.sum())
@@ -430,23 +474,25 @@ class Conv(Product):
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         weight, bias, groups = self.narrowed(node, build.facts)
         inputs = self.operands(node, weight, bias, build)
-        return build.copy(node, inputs, group=groups)
+        return self.emitted(node, inputs, weight, build, group=groups)
 
 
 @register("ConvTranspose")
 class ConvTranspose(Product):
     """`ConvTranspose`; its weight is stored `(channels, filters per group, *kernel)`."""
 
+    def canonical_weight(self, node: ir.Node, operand: Array) -> Array:
+        split = operand.reshape(attribute(node, "group", 1), -1, *operand.shape[1:])
+        return np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *operand.shape[2:])
+
     def canonical(self, node: ir.Node, facts: Facts) -> Layer:
         stored = facts.constant(node.inputs[1])
         assert stored is not None
-        groups = attribute(node, "group", 1)
-        split = stored.reshape(groups, -1, *stored.shape[1:])
-        weight = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *stored.shape[2:])
+        weight = self.canonical_weight(node, stored)
         return Layer(
             weight=weight,
             bias=_bias(facts, node, 2, weight.shape[0]),
-            groups=groups,
+            groups=attribute(node, "group", 1),
             in_axis=1,
             out_axis=1,
             border=True,  # strided windows overlap unevenly, with or without padding
@@ -464,7 +510,7 @@ class ConvTranspose(Product):
         split = weight.reshape(groups, -1, *weight.shape[1:])
         stored = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
         inputs = self.operands(node, stored, bias, build)
-        return build.copy(node, inputs, group=groups)
+        return self.emitted(node, inputs, weight, build, group=groups)
 
 
 @register("Gemm")
@@ -477,12 +523,16 @@ class Gemm(Product):
         addend = node.inputs[2] if len(node.inputs) > 2 else None
         return addend is None or sum(size > 1 for size in constant_array(addend).shape[:-1]) == 0
 
+    def canonical_weight(self, node: ir.Node, operand: Array) -> Array:
+        weight = operand if attribute(node, "transB", 0) else operand.T
+        return weight * attribute(node, "alpha", 1.0)
+
     def canonical(self, node: ir.Node, facts: Facts) -> Layer:
         stored = facts.constant(node.inputs[1])
         assert stored is not None
-        weight = stored if attribute(node, "transB", 0) else stored.T
+        weight = self.canonical_weight(node, stored)
         return Layer(
-            weight=weight * attribute(node, "alpha", 1.0),
+            weight=weight,
             bias=_bias(facts, node, 2, weight.shape[0]) * attribute(node, "beta", 1.0),
             groups=1,
             in_axis=1,
@@ -494,7 +544,7 @@ class Gemm(Product):
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
         weight, bias, _ = self.narrowed(node, build.facts)
         inputs = self.operands(node, weight, bias, build)
-        return build.copy(node, inputs, transB=1, alpha=1.0, beta=1.0)
+        return self.emitted(node, inputs, weight, build, transB=1, alpha=1.0, beta=1.0)
 
 
 @register("MatMul")
@@ -509,13 +559,16 @@ class MatMul(Product):
         assert node.inputs[0] is not None
         return 1 if node.inputs[0].is_initializer() else 0
 
+    def canonical_weight(self, node: ir.Node, operand: Array) -> Array:
+        return operand.T if self.data(node) == 0 else operand
+
     def canonical(self, node: ir.Node, facts: Facts) -> Layer:
         data = self.data(node)
         stored = facts.constant(node.inputs[1 - data])
         assert stored is not None
         rank = len(facts.shape(node.outputs[0]))
         axis = rank - 1 if data == 0 else rank - 2
-        weight = stored.T if data == 0 else stored
+        weight = self.canonical_weight(node, stored)
         return Layer(
             weight=weight,
             bias=np.zeros(weight.shape[0]),
@@ -535,7 +588,7 @@ class MatMul(Product):
         else:
             operands = [build.constant(weight, use.name), source]
             bias = bias[:, None]
-        outputs = build.copy(node, operands)
+        outputs = self.emitted(node, operands, weight, build)
         if not bias.any():
             return outputs
         shift = build.constant(bias, f"{node.name}.bias")
