@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -365,7 +365,7 @@ class Product(Operator):
         inputs: Sequence[ir.Value | None],
         weight: Array,
         build: Builder,
-        **changed: object,
+        **changed: Any,
     ) -> list[ir.Value]:
         """Adds the narrowed node, which notes what its weight is a part of.
 
@@ -525,7 +525,7 @@ class Gemm(Product):
 
     def canonical_weight(self, node: ir.Node, operand: Array) -> Array:
         weight = operand if attribute(node, "transB", 0) else operand.T
-        return weight * attribute(node, "alpha", 1.0)
+        return np.asarray(weight * attribute(node, "alpha", 1.0))
 
     def canonical(self, node: ir.Node, facts: Facts) -> Layer:
         stored = facts.constant(node.inputs[1])
