@@ -24,8 +24,45 @@ struct Parallel {
   std::uint8_t* scratch;  // workers x kScratchBytes
 };
 
+enum ActivationCode : std::uint32_t {
+  kIdentity,
+  kRelu,
+  kClip,
+  kLeakyRelu,
+  kSigmoid,
+  kSilu,
+  kHardSigmoid,
+  kHardSwish,
+  kTanh,
+  kGelu,
+  kGeluTanh,
+  kElu,
+  kSoftplus,
+  kMish,
+  kExp,
+  kLog,
+  kSqrt,
+  kReciprocal,
+  kNegate,
+  kAbs,
+  kErf,
+  kSign,
+  kFloor,
+  kCeil,
+  kRound,
+  kSin,
+  kCos,
+  kSoftsign,
+  kSquare,
+  kSelu,
+  kNot,
+  kCelu,
+  kThresholdedRelu,
+  kActivationCodes
+};
+
 struct Activation {
-  std::uint32_t code = 0;  // docs/native-format.md
+  std::uint32_t code = kIdentity;
   float a = 0.0F;
   float b = 0.0F;
 };
@@ -54,13 +91,13 @@ struct Convolution {
   Window window;
   bool transposed;
   std::size_t groups;
-  std::size_t in_channels;   // of x, all of them
-  std::size_t filters;       // of y, all groups
-  std::size_t reduction;     // channels read per group
+  std::size_t in_channels;    // of x, all of them
+  std::size_t filters;        // of y, all groups
+  std::size_t reduction;      // channels read per group
   const std::int32_t* index;  // groups x reduction positions in x, or null
   const Slab* slabs;          // form 0, or null
   std::size_t slab_count;
-  const float* packed;        // form 1, or null
+  const float* packed;  // form 1, or null
   const float* x;
   float* y;
   const float* scale;     // filters, or null

@@ -1,26 +1,31 @@
-// One vector type over four instruction sets. A source that includes this header is compiled once per
-// set, with MDPRUNE_ISA naming the namespace, so that one binary holds all of them.
+// One vector type over four instruction sets. A source that includes this header is compiled once
+// per set, with MDPRUNE_ISA naming the namespace, so that one binary holds all of them.
 
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
 
 #ifndef MDPRUNE_ISA
 #error "MDPRUNE_ISA must name the instruction set"
 #endif
 
+// The portable set is plain C++ whatever the compiler's flags allow.
+#if defined(MDPRUNE_PORTABLE)
+#elif defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
 namespace mdprune::cpu::MDPRUNE_ISA {
 
-#if defined(__AVX512F__)
+// Beside arithmetic: where_less(a, b, x, y) is a < b ? x : y, y where either is NaN, and pow2(n) is
+// 2^n for integers in [-126, 127]. max and min give their second operand where either is NaN,
+// except on NEON, which gives NaN.
+
+#if defined(__AVX512F__) && !defined(MDPRUNE_PORTABLE)
 
 struct Vec {
   static constexpr std::size_t kLanes = 16;
@@ -43,9 +48,16 @@ struct Vec {
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
   friend Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+  friend Vec where_less(Vec a, Vec b, Vec x, Vec y) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+  }
+  friend Vec pow2(Vec n) {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
+  }
 };
 
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && !defined(MDPRUNE_PORTABLE)
 
 struct Vec {
   static constexpr std::size_t kLanes = 8;
@@ -68,9 +80,16 @@ struct Vec {
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
   friend Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+  friend Vec where_less(Vec a, Vec b, Vec x, Vec y) {
+    return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+  }
+  friend Vec pow2(Vec n) {
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))};
+  }
 };
 
-#elif defined(__ARM_NEON)
+#elif defined(__ARM_NEON) && !defined(MDPRUNE_PORTABLE)
 
 struct Vec {
   static constexpr std::size_t kLanes = 4;
@@ -97,6 +116,13 @@ struct Vec {
   friend Vec fma(Vec a, Vec b, Vec c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
   friend Vec max(Vec a, Vec b) { return {vmaxq_f32(a.v, b.v)}; }
   friend Vec min(Vec a, Vec b) { return {vminq_f32(a.v, b.v)}; }
+  friend Vec where_less(Vec a, Vec b, Vec x, Vec y) {
+    return {vbslq_f32(vcltq_f32(a.v, b.v), x.v, y.v)};
+  }
+  friend Vec pow2(Vec n) {
+    const int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n.v), vdupq_n_s32(127));
+    return {vreinterpretq_f32_s32(vshlq_n_s32(biased, 23))};
+  }
 };
 
 #else
@@ -112,7 +138,9 @@ struct Vec {
     return r;
   }
   static Vec zero() { return all(0.0F); }
-  static Vec all(float x) { return each([&](std::size_t) { return x; }); }
+  static Vec all(float x) {
+    return each([&](std::size_t) { return x; });
+  }
   static Vec load(const float* p) { return load(p, kLanes); }
   static Vec load(const float* p, std::size_t n) {
     Vec r = zero();
@@ -121,10 +149,18 @@ struct Vec {
   }
   void store(float* p) const { store(p, kLanes); }
   void store(float* p, std::size_t n) const { std::memcpy(p, v, n * sizeof(float)); }
-  friend Vec operator+(Vec a, Vec b) { return each([&](std::size_t i) { return a.v[i] + b.v[i]; }); }
-  friend Vec operator-(Vec a, Vec b) { return each([&](std::size_t i) { return a.v[i] - b.v[i]; }); }
-  friend Vec operator*(Vec a, Vec b) { return each([&](std::size_t i) { return a.v[i] * b.v[i]; }); }
-  friend Vec operator/(Vec a, Vec b) { return each([&](std::size_t i) { return a.v[i] / b.v[i]; }); }
+  friend Vec operator+(Vec a, Vec b) {
+    return each([&](std::size_t i) { return a.v[i] + b.v[i]; });
+  }
+  friend Vec operator-(Vec a, Vec b) {
+    return each([&](std::size_t i) { return a.v[i] - b.v[i]; });
+  }
+  friend Vec operator*(Vec a, Vec b) {
+    return each([&](std::size_t i) { return a.v[i] * b.v[i]; });
+  }
+  friend Vec operator/(Vec a, Vec b) {
+    return each([&](std::size_t i) { return a.v[i] / b.v[i]; });
+  }
   friend Vec fma(Vec a, Vec b, Vec c) {
     return each([&](std::size_t i) { return a.v[i] * b.v[i] + c.v[i]; });
   }
@@ -133,6 +169,18 @@ struct Vec {
   }
   friend Vec min(Vec a, Vec b) {
     return each([&](std::size_t i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  friend Vec where_less(Vec a, Vec b, Vec x, Vec y) {
+    return each([&](std::size_t i) { return a.v[i] < b.v[i] ? x.v[i] : y.v[i]; });
+  }
+  friend Vec pow2(Vec n) {
+    return each([&](std::size_t i) {
+      const bool number = n.v[i] == n.v[i];  // converting a NaN would be undefined
+      const std::uint32_t bits = static_cast<std::uint32_t>((number ? int(n.v[i]) : 0) + 127) << 23;
+      float x;
+      std::memcpy(&x, &bits, sizeof(x));
+      return x;
+    });
   }
 };
 
