@@ -1,0 +1,309 @@
+"""How the union of what all readers use of one weight is stored once.
+
+Reader d reads the rectangle O_d x I_d of the weight's filters and channels. The class of a channel
+is M_i = {d : i in I_d}. Channels of one class m form a slab: an array (taps, rows, filters) whose
+rows are those channels and whose filters are U_m, the union of O_d over d in m, in one order that
+is the same for all slabs of the weight. So exactly the pairs that some reader uses are stored:
+
+    pairs = sum over classes m of |{i : M_i = m}| |U_m| = |union over d of O_d x I_d|.
+
+A reader takes every slab whose class holds it, and of the slab's filters those of O_d. Where slabs
+of several classes are merged, it also says which of the rows it takes; that stores pairs that no
+reader uses, and saves slabs. What is merged is chosen by a cost in bytes:
+
+    stored bytes + for every slab of every reader: bit set, row list, table entries, SLAB_COST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Bits = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
+Reader = TypeVar("Reader", bound=Hashable)
+
+FLOAT = 4
+"""Bytes of a stored weight."""
+LINE = 16
+"""Floats of a 64-byte cache line."""
+ENTRY_BYTES = 64
+"""Bytes of a plan per slab that it reads: a tensor's entry (48), two words, alignment of bits."""
+SLAB_COST = 2048
+"""Bytes that one slab of one reader may cost to be avoided. A reader's set-up per slab and panel of
+64 filters takes about as long as packing two rows of the panel, 256 bytes each read from memory,
+and a weight has a few panels. An estimate until it is measured."""
+_MOST_GROUPS = 160
+"""Groups that are compared in pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The rectangle of a weight that one reader uses.
+
+    Attributes:
+        filters: Distinct filters, in any order.
+        channels: Distinct channels, in any order.
+    """
+
+    filters: Indices
+    channels: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """A stored rectangle.
+
+    Attributes:
+        channels: The channels of its rows.
+        filters: Its filters, in the weight's order.
+    """
+
+    channels: Indices
+    filters: Indices
+
+    @property
+    def pairs(self) -> int:
+        """Stored pairs."""
+        return len(self.channels) * len(self.filters)
+
+    def take(self, weight: Array) -> Array:
+        """Returns the slab's part of a weight.
+
+        Args:
+            weight: `(filters, channels, *kernel)`.
+
+        Returns:
+            Contiguous, `(taps, rows, filters)`.
+        """
+        part = weight[np.ix_(self.filters, self.channels)]
+        flat = part.reshape(len(self.filters), len(self.channels), -1)
+        return np.ascontiguousarray(flat.transpose(2, 1, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one reader takes of one slab.
+
+    Attributes:
+        slab: The slab's number.
+        bits: Per stored filter whether it is used, None where all are.
+        rows: The rows that are used, rising; None where all are.
+    """
+
+    slab: int
+    bits: Bits | None
+    rows: Indices | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """All that one reader takes.
+
+    Attributes:
+        readings: The slabs, in order.
+        channels: The reduction channels in the order of the slabs' rows.
+        filters: The filters in stored order: the channels of the reader's output.
+    """
+
+    readings: tuple[Reading, ...]
+    channels: Indices
+    filters: Indices
+
+
+@dataclass(frozen=True, eq=False)
+class Union(Generic[Reader]):
+    """One weight, stored once.
+
+    Attributes:
+        slabs: What is stored.
+        readers: What every reader takes of it.
+    """
+
+    slabs: tuple[Slab, ...]
+    readers: Mapping[Reader, Readings]
+
+    @property
+    def pairs(self) -> int:
+        """Stored pairs."""
+        return sum(slab.pairs for slab in self.slabs)
+
+    def plan_bytes(self, reader: Reader) -> int:
+        """Returns the bytes that the slabs take in a reader's plan, weights aside."""
+        return sum(
+            _reading_bytes(
+                len(self.slabs[reading.slab].filters) if reading.bits is not None else 0,
+                0 if reading.rows is None else len(reading.rows),
+            )
+            for reading in self.readers[reader].readings
+        )
+
+    def lines(self, reader: Reader) -> tuple[int, int]:
+        """Counts, for one tap, the cache lines that a reader touches and the weights it uses."""
+        touched = used = 0
+        for reading in self.readers[reader].readings:
+            slab = self.slabs[reading.slab]
+            rows = np.arange(len(slab.channels)) if reading.rows is None else reading.rows
+            width = len(slab.filters)
+            columns = np.arange(width) if reading.bits is None else np.flatnonzero(reading.bits)
+            at = (rows[:, None] * width + columns) // LINE
+            touched += int((np.diff(at.reshape(-1), prepend=-1) != 0).sum())
+            used += at.size
+        return touched, used
+
+
+def union(
+    selections: Mapping[Reader, Selection],
+    order: Indices | None = None,
+    *,
+    taps: int = 1,
+    merged: bool = False,
+) -> Union[Reader]:
+    """Lays out one weight for all of its readers.
+
+    Args:
+        selections: What every reader uses.
+        order: All filters of the weight in stored order; rising where None.
+        taps: Weights per pair.
+        merged: Whether slabs of several classes may be merged, so that readers take part of the
+            rows. Otherwise exactly the union of the used pairs is stored.
+
+    Returns:
+        The slabs, those that most readers share first, and what every reader takes.
+    """
+    readers = list(selections)
+    chosen = list(selections.values())
+    filters = 1 + max((int(s.filters.max()) for s in chosen if len(s.filters)), default=-1)
+    channels = 1 + max((int(s.channels.max()) for s in chosen if len(s.channels)), default=-1)
+    order = np.arange(filters) if order is None else order
+    uses = np.array([_row(s.filters, 1 + int(order.max(initial=-1)))[order] for s in chosen])
+    member = np.array([_row(s.channels, channels) for s in chosen])
+    groups = _classes(member, uses)
+    if merged:
+        groups = _merge(groups, member, uses, taps)
+    slabs = tuple(
+        Slab(np.flatnonzero(group.rows), order[group.filters])
+        for group in sorted(groups, key=lambda g: (-int(g.members.sum()), int(g.rows.argmax())))
+    )
+    found = {
+        reader: _readings(slabs, order, uses[index], member[index])
+        for index, reader in enumerate(readers)
+    }
+    return Union(slabs, found)
+
+
+def _row(indices: Indices, size: int) -> Bits:
+    row = np.zeros(size, dtype=np.bool_)
+    row[indices] = True
+    return row
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Channels that are stored with the same filters, positions of the filters in stored order."""
+
+    rows: Bits
+    filters: Bits
+    members: Bits
+
+
+def _classes(member: Bits, uses: Bits) -> list[_Group]:
+    """Returns the channels that some reader uses by their class; both `(readers, n)`."""
+    used = np.flatnonzero(member.any(axis=0))
+    classes, which = np.unique(member[:, used], axis=1, return_inverse=True)
+    which = which.reshape(-1)
+    size = member.shape[1]
+    return [
+        _Group(_row(used[which == index], size), uses[row].any(axis=0), row)
+        for index, row in enumerate(classes.T)
+        if uses[row].any()
+    ]
+
+
+def _reading_bytes(width: int, rows: int) -> int:
+    """Bytes of a plan for one slab: entries, a bit set over `width` filters, a list of rows."""
+    return ENTRY_BYTES + FLOAT * (-(-width // 32) + rows)
+
+
+def _merge(groups: list[_Group], member: Bits, uses: Bits, taps: int) -> list[_Group]:
+    """Merges groups while that lowers the cost: those with equal filters, then in pairs."""
+    groups = _equal_filters(groups)
+    while len(groups) > _MOST_GROUPS:  # only the widest are so many, and they differ little
+        groups.sort(key=lambda group: int(group.filters.sum()))
+        groups[-2:] = [_joined(groups[-2], groups[-1])]
+    costs = [_cost(group, member, uses, taps) for group in groups]
+    size = len(groups)
+    gains = np.full((size, size), -np.inf)
+
+    def gain(a: int, b: int) -> float:
+        joined = _joined(groups[a], groups[b])
+        return costs[a] + costs[b] - _cost(joined, member, uses, taps)
+
+    for a in range(size):
+        for b in range(a + 1, size):
+            gains[a, b] = gain(a, b)
+    alive = list(range(size))
+    while len(alive) > 1:
+        a, b = (int(i) for i in np.unravel_index(gains.argmax(), gains.shape))
+        if gains[a, b] <= 0:
+            break
+        groups[a] = _joined(groups[a], groups[b])
+        costs[a] = _cost(groups[a], member, uses, taps)
+        alive.remove(b)
+        gains[b, :] = gains[:, b] = -np.inf
+        for other in alive:
+            if other != a:
+                low, high = min(a, other), max(a, other)
+                gains[low, high] = gain(low, high)
+    return [groups[index] for index in alive]
+
+
+def _equal_filters(groups: list[_Group]) -> list[_Group]:
+    found: dict[bytes, _Group] = {}
+    for group in groups:
+        key = np.packbits(group.filters).tobytes()
+        found[key] = _joined(found[key], group) if key in found else group
+    return list(found.values())
+
+
+def _joined(a: _Group, b: _Group) -> _Group:
+    return _Group(a.rows | b.rows, a.filters | b.filters, a.members | b.members)
+
+
+def _cost(group: _Group, member: Bits, uses: Bits, taps: int) -> float:
+    """Returns the bytes that a group costs, `SLAB_COST` for each of its readers included."""
+    width, height = int(group.filters.sum()), int(group.rows.sum())
+    total = FLOAT * taps * width * height
+    rows = (member[group.members] & group.rows).sum(axis=1)
+    for reader, count in zip(np.flatnonzero(group.members), rows, strict=True):
+        bits = width if int(uses[reader].sum()) < width else 0
+        total += _reading_bytes(bits, int(count) if count < height else 0) + SLAB_COST
+    return total
+
+
+def _readings(slabs: tuple[Slab, ...], order: Indices, uses: Bits, member: Bits) -> Readings:
+    readings = []
+    channels = []
+    if uses.any():
+        place = np.empty(1 + int(order.max()), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        for number, slab in enumerate(slabs):
+            rows = np.flatnonzero(member[slab.channels])
+            if not len(rows):
+                continue
+            bits = uses[place[slab.filters]]
+            all_rows = len(rows) == len(slab.channels)
+            readings.append(
+                Reading(number, None if bits.all() else bits, None if all_rows else rows)
+            )
+            channels.append(slab.channels[rows])
+    return Readings(
+        tuple(readings),
+        np.concatenate(channels) if channels else np.zeros(0, dtype=np.int64),
+        order[np.flatnonzero(uses)],
+    )
