@@ -78,6 +78,21 @@ class OnnxFiles:
 
 
 @dataclass(frozen=True)
+class NativeFiles:
+    """The native target of one domain; every path is relative to the bundle.
+
+    Attributes:
+        plan: The domain's plan.
+        weights: The weight files that it names.
+        arena: Bytes of activation memory that it needs.
+    """
+
+    plan: str
+    weights: tuple[str, ...]
+    arena: int
+
+
+@dataclass(frozen=True)
 class DomainModel:
     """What a caller must know to run one domain.
 
@@ -87,6 +102,7 @@ class DomainModel:
         outputs: The outputs, in order.
         dynamic_batch: Whether the first axis of every input may have any size.
         onnx: Files of the `onnx` target, or None if the bundle has none.
+        native: Files of the `native` target, or None if the bundle has none.
     """
 
     labels: tuple[str, ...] | None
@@ -94,6 +110,7 @@ class DomainModel:
     outputs: tuple[TensorSpec, ...]
     dynamic_batch: bool
     onnx: OnnxFiles | None = None
+    native: NativeFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +151,8 @@ class Manifest:
 
 def _model_to_json(model: DomainModel) -> dict[str, Any]:
     tree = dataclasses.asdict(model)
-    onnx = tree.pop("onnx")
-    return {**tree, "targets": {} if onnx is None else {"onnx": onnx}}
+    targets = {name: tree.pop(name) for name in ("onnx", "native")}
+    return {**tree, "targets": {name: files for name, files in targets.items() if files}}
 
 
 def parse(text: str) -> Manifest:
@@ -247,13 +264,15 @@ def _file_entry(field: _Field) -> FileEntry:
 
 
 def _model(field: _Field, files: Mapping[str, FileEntry]) -> DomainModel:
-    onnx = field["targets"].mapping(lambda target: target).get("onnx")
+    targets = field["targets"].mapping(lambda target: target)
+    onnx, native = targets.get("onnx"), targets.get("native")
     return DomainModel(
         labels=field["labels"].optional(lambda labels: labels.sequence(_Field.text)),
         inputs=field["inputs"].sequence(_tensor_spec),
         outputs=field["outputs"].sequence(_tensor_spec),
         dynamic_batch=field["dynamic_batch"].flag(),
         onnx=None if onnx is None else _onnx_files(onnx, files),
+        native=None if native is None else _native_files(native, files),
     )
 
 
@@ -265,11 +284,23 @@ def _tensor_spec(field: _Field) -> TensorSpec:
     )
 
 
+def _listed(path: _Field, files: Mapping[str, FileEntry]) -> str:
+    if path.text() not in files:
+        raise path.error(f"names {path.text()!r}, which 'files' does not list")
+    return path.text()
+
+
+def _native_files(field: _Field, files: Mapping[str, FileEntry]) -> NativeFiles:
+    return NativeFiles(
+        plan=_listed(field["plan"], files),
+        weights=field["weights"].sequence(lambda path: _listed(path, files)),
+        arena=field["arena"].integer(),
+    )
+
+
 def _onnx_files(field: _Field, files: Mapping[str, FileEntry]) -> OnnxFiles:
     def listed(path: _Field) -> str:
-        if path.text() not in files:
-            raise path.error(f"names {path.text()!r}, which 'files' does not list")
-        return path.text()
+        return _listed(path, files)
 
     def variant(item: _Field) -> MappedVariant:
         return MappedVariant(

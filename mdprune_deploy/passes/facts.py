@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ..evaluate import Array, constant_array
 from .elements import Known, Needed, Sets, compress, live
 from .trace import Trace
+from .widening import BLOCKED, Widening
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Facts:
         free: Axes that may be narrowed.
         kept: The product set that is emitted; only values that are emitted have one.
         required: What each node reads, by node and input index.
+        widening: What may be kept and read besides.
     """
 
     trace: Trace
@@ -46,6 +48,7 @@ class Facts:
     free: dict[ir.Value, frozenset[int]] = field(default_factory=dict)
     kept: dict[ir.Value, Sets] = field(default_factory=dict)
     required: dict[tuple[ir.Node, int], Requirement] = field(default_factory=dict)
+    widening: Widening = BLOCKED
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """Returns the shape at the example input."""

@@ -32,10 +32,14 @@ _ROUNDS = 8
 
 
 def place(graph: ir.Graph, facts: Facts) -> None:
-    """Fills `facts.kept` and `facts.required`."""
+    """Fills `facts.kept` and `facts.required`, as wide as `facts.widening` allows."""
+    facts.kept.clear()
+    facts.required.clear()
     wider: dict[ir.Value, Needed] = {}
     _place_narrow(graph, facts, wider)
-    for widen in (_fill_blocks, *[_cheaper_sums] * _ROUNDS, _fill_blocks):
+    fill = [_fill_blocks] if facts.widening.blocks else []
+    sums = [_cheaper_sums] * _ROUNDS if facts.widening.sums else []
+    for widen in (*fill, *sums, *fill):
         grown = widen(graph, facts)
         if grown:
             for value, need in grown.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from .order import order
 from .place import place
 from .rearrange import rearrange
 from .trace import resolve_shapes
+from .widening import BLOCKED, GATHERED
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Removed:
     """One domain after exact removal.
 
     Attributes:
-        model: The narrowed graph in float64, batch norms folded.
+        model: The narrowed graph in float64; for `onnx` its batch norms are folded.
         origins: By emitted value, the part of the masked dense graph's value that it is.
         layers: Figures per convolution and matrix product.
         used: The used set of every weight.
@@ -60,18 +61,37 @@ def analyzed(checkpoint: Checkpoint, domain: str) -> tuple[ir.Model, Facts]:
     return model, facts
 
 
-def remove(checkpoint: Checkpoint, domain: str) -> Removed:
-    """Removes from one domain all that its outputs do not depend on."""
+def remove(checkpoint: Checkpoint, domain: str, target: str = "onnx") -> Removed:
+    """Removes from one domain all that its outputs do not depend on, for one target."""
+    return remove_for(checkpoint, domain, [target])[target]
+
+
+def remove_for(checkpoint: Checkpoint, domain: str, targets: Sequence[str]) -> dict[str, Removed]:
+    """Removes from one domain all that its outputs do not depend on.
+
+    Args:
+        checkpoint: A checkpoint.
+        domain: One of its domains.
+        targets: What the graphs are for: `onnx`, `native`. What is used and held is the same for
+            all; what is emitted besides is not.
+    """
     model, facts = analyzed(checkpoint, domain)
-    place(model.graph, facts)
-    order(model.graph, facts)
-    emitted, origins = emit_graph(model, facts)
-    fold_batch_norms(emitted)
-    norms_to_convolutions(emitted, {name: len(part.sets) for name, part in origins.items()})
-    return Removed(
-        model=emitted,
-        origins=origins,
-        layers=layer_figures(model.graph, facts),
-        used=used_sets(model.graph, facts),
-        held=tuple(held_channels(domain, model.graph, facts)),
-    )
+    found: dict[str, Removed] = {}
+    for target in targets:
+        facts.widening = GATHERED if target == "native" else BLOCKED
+        place(model.graph, facts)
+        if facts.widening.ordered:
+            order(model.graph, facts)
+        emitted, origins = emit_graph(model, facts)
+        if target != "native":
+            fold_batch_norms(emitted)
+            ranks = {name: len(part.sets) for name, part in origins.items()}
+            norms_to_convolutions(emitted, ranks)
+        found[target] = Removed(
+            model=emitted,
+            origins=origins,
+            layers=layer_figures(model.graph, facts),
+            used=used_sets(model.graph, facts),
+            held=tuple(held_channels(domain, model.graph, facts)),
+        )
+    return found

@@ -438,6 +438,8 @@ class Conv(Product):
         return operand
 
     def rounded(self, node: ir.Node, read: Needed, facts: Facts) -> Needed:
+        if not facts.widening.inputs:
+            return read
         layer = self.layer(node, facts)
         count = int(read.sum())
         width = -(-count // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,196 @@
+"""The `native` target: plans over shared weight files, and the index of the domains.
+
+    native/index.bin      the domains and their plans
+    native/STEM.plan      one domain
+    native/weights.bin    weights, every distinct tensor once
+
+Weights and other large constants lie in the weight file, the rest in the plan itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import onnx_ir as ir
+
+from ...errors import UnsupportedGraphError
+from ...evaluate import Array
+from ...layout.store import StoreWriter
+from ...manifest import NativeFiles
+from .arena import place_activations
+from .draft import Draft, DraftTensor
+from .lower import lower
+from .plan import (
+    ALIGNMENT,
+    Place,
+    Plan,
+    Port,
+    Tensor,
+    Type,
+    WeightFile,
+    index_bytes,
+    plan_bytes,
+)
+
+FOLDER = "native"
+WEIGHTS = "weights.bin"
+INDEX = "index.bin"
+LARGE = 4096
+"""Bytes from which on a constant that is no weight lies in the weight file too."""
+
+
+class NativeTarget:
+    """Writes the target: drafts are collected domain by domain, files are written at the end.
+
+    Use it as a context manager.
+
+    Args:
+        root: The bundle's directory; `native/` is made in it.
+        stems: A file name without suffix per domain.
+
+    Attributes:
+        store: The weight file, for its figures.
+    """
+
+    def __init__(self, root: Path, stems: Mapping[str, str]) -> None:
+        self._folder = root / FOLDER
+        self._stems = dict(stems)
+        self._folder.mkdir()
+        self.store = StoreWriter(self._folder / WEIGHTS)
+        self._pending: dict[str, _Pending] = {}
+
+    def __enter__(self) -> NativeTarget:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.store.close()
+
+    def add(
+        self,
+        domain: str,
+        model: ir.Model,
+        feeds: Mapping[str, Array],
+        *,
+        dynamic_batch: bool,
+        labels: Sequence[str] | None = None,
+    ) -> None:
+        """Takes one domain.
+
+        Args:
+            domain: One of the domains given at the start.
+            model: The domain's narrowed graph in float64, with its batch norms.
+            feeds: Example inputs by name.
+            dynamic_batch: Whether the batch is free; the plan is then made for one image.
+            labels: Class names.
+
+        Raises:
+            UnsupportedGraphError: The target lacks something; the message names it.
+            OSError: A file cannot be written.
+        """
+        if dynamic_batch:
+            if any(array.ndim == 0 for array in feeds.values()):
+                raise UnsupportedGraphError("the native target lacks a scalar input beside a batch")
+            feeds = {name: array[:1] for name, array in feeds.items()}
+        draft = lower(model.graph, feeds)
+        if dynamic_batch:
+            _check_batch(draft)
+        constants = {
+            number: self.store.add(tensor.array.astype(tensor.type.dtype), domain).offset
+            for number, tensor in enumerate(draft.tensors)
+            if tensor.array is not None and _is_large(tensor)
+        }
+        self._pending[domain] = _Pending(draft, constants, dynamic_batch, tuple(labels or ()))
+
+    def finish(self) -> dict[str, NativeFiles]:
+        """Writes plans and index; returns the manifest's entries by domain."""
+        self.store.flush()
+        found: dict[str, NativeFiles] = {}
+        index = []
+        for domain, pending in self._pending.items():
+            plan = pending.plan(WeightFile(WEIGHTS, self.store.size))
+            path = self._folder / f"{self._stems[domain]}.plan"
+            content = plan_bytes(plan)
+            path.write_bytes(content)
+            index.append((domain, path.name, len(content)))
+            weights = tuple(f"{FOLDER}/{file.name}" for file in plan.files)
+            found[domain] = NativeFiles(f"{FOLDER}/{path.name}", weights, plan.arena)
+        (self._folder / INDEX).write_bytes(index_bytes(index))
+        return found
+
+
+class _Pending:
+    """A draft whose weights have offsets in the weight file; the rest of its data is in memory."""
+
+    def __init__(
+        self, draft: Draft, offsets: dict[int, int], dynamic_batch: bool, labels: tuple[str, ...]
+    ) -> None:
+        self._draft = draft
+        self._offsets = offsets
+        self._dynamic_batch = dynamic_batch
+        self._labels = labels
+        for number in offsets:  # the bytes are in the file
+            tensor = draft.tensors[number]
+            draft.tensors[number] = DraftTensor(
+                Place.WEIGHTS, tensor.type, tensor.shape, tensor.storage
+            )
+
+    def plan(self, file: WeightFile) -> Plan:
+        """Returns the finished plan."""
+        draft = self._draft
+        arena = place_activations(draft)
+        used = sorted(
+            {t for o in draft.operators for t in (*o.reads(), *o.writes())}
+            | {t for _, t in (*draft.inputs, *draft.outputs)}
+        )
+        number = {tensor: position for position, tensor in enumerate(used)}
+        data = bytearray()
+        tensors = []
+        for tensor in used:
+            own = draft.tensors[tensor]
+            match own.place:
+                case Place.ARENA:
+                    offset = arena.offsets[own.storage]
+                case Place.WEIGHTS:
+                    offset = self._offsets[tensor]
+                case Place.DATA:
+                    data.extend(bytes(-len(data) % ALIGNMENT))
+                    offset = len(data)
+                    assert own.array is not None
+                    data.extend(np.ascontiguousarray(own.array, own.type.dtype).tobytes())
+                case _:
+                    offset = own.storage
+            tensors.append(Tensor(own.place, own.type, own.shape, offset))
+        return Plan(
+            dynamic_batch=self._dynamic_batch,
+            arena=arena.size,
+            files=(file,) if file.size else (),
+            tensors=tuple(tensors),
+            inputs=tuple(Port(name, number[tensor]) for name, tensor in draft.inputs),
+            outputs=tuple(Port(name, number[tensor]) for name, tensor in draft.outputs),
+            labels=self._labels,
+            operators=tuple(o.renumbered(number.__getitem__) for o in draft.operators),
+            data=bytes(data),
+        )
+
+
+def _is_large(tensor: DraftTensor) -> bool:
+    assert tensor.array is not None
+    large = tensor.elements * tensor.type.dtype.itemsize >= LARGE
+    return tensor.weight or (large and tensor.type is Type.F32)
+
+
+def _check_batch(draft: Draft) -> None:
+    for name, tensor in (*draft.inputs, *draft.outputs):
+        if draft.shape(tensor)[:1] != (1,):
+            raise UnsupportedGraphError(
+                f"the native target runs a batch image by image, which {name!r} of shape "
+                f"{draft.shape(tensor)} does not allow"
+            )
