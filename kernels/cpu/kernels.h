@@ -67,6 +67,40 @@ struct Activation {
   float b = 0.0F;
 };
 
+enum PoolKind : std::uint32_t { kMaximumPool, kMeanInside, kMeanOfKernel, kPoolKinds };
+
+enum BinaryKind : std::uint32_t {
+  kAdd,
+  kSubtract,
+  kMultiply,
+  kDivide,
+  kPower,
+  kMinimum,
+  kMaximum,
+  kPRelu,
+  kEqual,
+  kLess,
+  kLessOrEqual,
+  kGreater,
+  kGreaterOrEqual,
+  kModulo,
+  kBinaryKinds
+};
+
+enum ReduceKind : std::uint32_t {
+  kMean,
+  kSum,
+  kMax,
+  kMin,
+  kProduct,
+  kL1,
+  kL2,
+  kSumOfSquares,
+  kLogOfSum,
+  kLogOfSumOfExponentials,
+  kReduceKinds
+};
+
 // Geometry of a window. Unused leading spatial axes have size 1, stride 1, dilation 1, pad 0.
 struct Window {
   std::size_t input[3];
@@ -134,7 +168,7 @@ struct Pool {
 };
 
 struct Kernels {
-  const char* name;  // "avx512", "avx2", "neon", "portable"
+  const char* name;  // "avx512", "avx2", "neon", "portable", "reference"
   void (*convolution)(const Convolution&, const Parallel&);
   void (*depthwise)(const Depthwise&, const Parallel&);
   void (*pool)(const Pool&, const Parallel&);
@@ -168,8 +202,9 @@ struct Kernels {
                       const float* x, float* y, const Parallel&);
 };
 
-// Returns the table of an instruction set by name, or null if it is unknown, not compiled in or not
-// there on this processor. A null name asks for the fastest that is there, never null.
+// Returns the table of an instruction set by name ("reference": plain loops in double), or null if
+// it is unknown, not compiled in or not there on this processor. A null name asks for the one that
+// the environment variable MDPRUNE_ISA names or, where that is not set, the fastest that is there.
 const Kernels* find_kernels(const char* name);
 
 }  // namespace mdprune::cpu
