@@ -60,15 +60,21 @@ class StoreWriter:
     Args:
         path: The file to create.
         digest: Finds candidates for equality; equal bytes must give equal digests.
+        page: Where tensors of a page or more start: a multiple of this.
 
     Raises:
         OSError: The file cannot be created or written.
     """
 
     def __init__(
-        self, path: str | Path, *, digest: Callable[[memoryview], bytes] = _sha256
+        self,
+        path: str | Path,
+        *,
+        digest: Callable[[memoryview], bytes] = _sha256,
+        page: int = PAGE,
     ) -> None:
         self.path = Path(path)
+        self._page = page
         self._digest = digest
         self._file = self.path.open("x+b")
         self._end = 0
@@ -122,7 +128,7 @@ class StoreWriter:
         return ref
 
     def _append(self, view: memoryview) -> TensorRef:
-        alignment = PAGE if view.nbytes >= PAGE else CACHE_LINE
+        alignment = self._page if view.nbytes >= PAGE else CACHE_LINE
         offset = -(-self._end // alignment) * alignment
         self._file.seek(self._end)
         self._file.write(bytes(offset - self._end))

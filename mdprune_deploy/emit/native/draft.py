@@ -26,6 +26,7 @@ class DraftTensor:
             input or output.
         array: A constant's data, in the precision in which it was computed.
         weight: Whether a constant is a weight, which lies in a weight file whatever its size.
+        part: Of a weight that domains share: the number of the part, in place of the array.
     """
 
     place: Place
@@ -34,6 +35,7 @@ class DraftTensor:
     storage: int
     array: Array | None = None
     weight: bool = False
+    part: int | None = None
 
     @property
     def elements(self) -> int:
@@ -86,6 +88,18 @@ class Draft:
             own = DraftTensor(Place.DATA, Type.F32, small.shape, self._storages, small, True)
             return self._add(own)
         return self._constant(np.asarray(array, dtype=np.float64), Type.F32)
+
+    def part(self, number: int) -> int:
+        """Adds a part of a weight that domains share."""
+        self._storages += 1
+        return self._add(
+            DraftTensor(Place.WEIGHTS, Type.F32, (), self._storages, weight=True, part=number)
+        )
+
+    def weight_tensor(self, shape: Sequence[int]) -> int:
+        """Adds a tensor of a weight file."""
+        self._storages += 1
+        return self._add(DraftTensor(Place.WEIGHTS, Type.F32, tuple(shape), self._storages))
 
     def index(self, indices: Indices) -> int:
         """Adds an index list, or finds it."""

@@ -12,17 +12,18 @@ from ...evaluate import Array, evaluate
 from . import elementwise, mixing, movement, product
 from .draft import Draft
 from .fuse import fuse
-from .lowering import RULES, Layout, Lowering
+from .lowering import RULES, Layout, Lowering, Share
 
 __all__ = ["elementwise", "lower", "mixing", "movement", "product"]
 
 
-def lower(graph: ir.Graph, feeds: Mapping[str, Array]) -> Draft:
+def lower(graph: ir.Graph, feeds: Mapping[str, Array], share: Share | None = None) -> Draft:
     """Lowers a graph.
 
     Args:
         graph: The narrowed graph in float64.
         feeds: Inputs of the sizes that the plan is for, by name.
+        share: See `Lowering`.
 
     Raises:
         UnsupportedGraphError: The native target lacks an operator; the message names it.
@@ -36,7 +37,7 @@ def lower(graph: ir.Graph, feeds: Mapping[str, Array]) -> Draft:
     for value in graph.inputs:
         observe(value, feeds[str(value.name)])
     evaluate(graph, feeds, observe=observe)
-    low = Lowering(shapes, dtypes, graph.opset_imports[""])
+    low = Lowering(shapes, dtypes, graph.opset_imports[""], share)
     for value in graph.inputs:
         _check_port(value, "input", dtypes[value])
         low.define(value, low.draft.input(str(value.name), shapes[value]), Layout.ROWS)

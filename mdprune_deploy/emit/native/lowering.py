@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ...errors import UnsupportedGraphError
 from ...evaluate import Array, constant_array, evaluate_node
 from ...passes.elements import Indices
+from ...passes.stored import StoredWeight
 from .draft import Draft
 from .operators import Gather, Move
 from .plan import MAX_RANK
@@ -65,6 +66,9 @@ def same_order(shape: Sequence[int]) -> bool:
     return len(shape) < 3 or shape[1] == 1 or int(np.prod(shape[2:], dtype=np.int64)) == 1
 
 
+Share = Callable[[StoredWeight, Array], int]
+
+
 class Lowering:
     """The state of lowering one graph.
 
@@ -72,6 +76,8 @@ class Lowering:
         shapes: Shape of every value at the sizes that the plan is for.
         dtypes: NumPy kind of every value's elements.
         opset: The version of the graph's operators.
+        share: Takes what a weight is a part of and the weight in canonical form, and returns the
+            part's number; None where no weight is shared.
 
     Attributes:
         draft: What was made so far.
@@ -82,8 +88,10 @@ class Lowering:
         shapes: Mapping[ir.Value, tuple[int, ...]],
         dtypes: Mapping[ir.Value, np.dtype[np.generic]],
         opset: int,
+        share: Share | None = None,
     ) -> None:
         self.draft = Draft()
+        self.share = share
         self._shapes = shapes
         self._dtypes = dtypes
         self._opset = opset

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ...evaluate import Array, attribute, window
 from ...passes.elements import Indices
+from ...passes.stored import StoredWeight
 from .lowering import Layout, Lowering, lowers
 from .operators import Affine, Binary, BinaryKind, Convolution, Depthwise, MatMul, Triple
 
@@ -40,6 +41,18 @@ def _triple(values: Sequence[int], fill: int) -> Triple:
 
 def _shift(low: Lowering, bias: Array | None) -> int | None:
     return None if bias is None or not bias.any() else low.draft.constant(bias.reshape(-1))
+
+
+def _weight(low: Lowering, node: ir.Node, weight: Array, groups: int) -> dict[str, Any]:
+    """Returns a canonical weight's operand: a part of a shared one if it is, else packed."""
+    stored = node.meta.get("stored")
+    if not isinstance(stored, StoredWeight) or low.share is None or groups > 1 or stored.groups > 1:
+        return {"weights": ((low.draft.constant(packed(weight, groups), weight=True), None),)}
+    part = low.draft.part(low.share(stored, weight))
+    found: dict[str, Any] = {"weights": ((part, None),)}
+    if not stored.live.all():  # the other filters are constants, whatever their weights
+        found["scale"] = low.draft.constant(stored.live.astype(np.float64))
+    return found
 
 
 def _index(low: Lowering, indices: Indices | None) -> int | None:
@@ -92,7 +105,7 @@ def convolution(low: Lowering, node: ir.Node) -> None:
             index=_index(low, indices),
             transposed=int(transposed),
             groups=groups,
-            weights=((low.draft.constant(packed(weight, groups), weight=True), None),),
+            **_weight(low, node, weight, groups),
             **windows,
         )
     )
@@ -113,7 +126,7 @@ def _matrix_product(
             shift=_shift(low, bias),
             index=_index(low, indices),
             spatial=0,
-            weights=((low.draft.constant(packed(weight, 1), weight=True), None),),
+            **_weight(low, node, weight, 1),
         )
     )
 

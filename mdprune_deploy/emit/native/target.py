@@ -9,6 +9,8 @@ Weights and other large constants lie in the weight file, the rest in the plan i
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,7 @@ from ...manifest import NativeFiles
 from .arena import place_activations
 from .draft import Draft, DraftTensor
 from .lower import lower
+from .operators import Convolution
 from .plan import (
     ALIGNMENT,
     Place,
@@ -34,6 +37,7 @@ from .plan import (
     index_bytes,
     plan_bytes,
 )
+from .shared import Placed, SharedWeights
 
 FOLDER = "native"
 WEIGHTS = "weights.bin"
@@ -59,7 +63,8 @@ class NativeTarget:
         self._folder = root / FOLDER
         self._stems = dict(stems)
         self._folder.mkdir()
-        self.store = StoreWriter(self._folder / WEIGHTS)
+        self.store = StoreWriter(self._folder / WEIGHTS, page=ALIGNMENT)
+        self._shared = SharedWeights(self.store)
         self._pending: dict[str, _Pending] = {}
 
     def __enter__(self) -> NativeTarget:
@@ -99,22 +104,25 @@ class NativeTarget:
             if any(array.ndim == 0 for array in feeds.values()):
                 raise UnsupportedGraphError("the native target lacks a scalar input beside a batch")
             feeds = {name: array[:1] for name, array in feeds.items()}
-        draft = lower(model.graph, feeds)
+        draft = lower(model.graph, feeds, functools.partial(self._shared.add, domain))
         if dynamic_batch:
             _check_batch(draft)
-        constants = {
-            number: self.store.add(tensor.array.astype(tensor.type.dtype), domain).offset
-            for number, tensor in enumerate(draft.tensors)
-            if tensor.array is not None and _is_large(tensor)
-        }
-        self._pending[domain] = _Pending(draft, constants, dynamic_batch, tuple(labels or ()))
+        offsets: dict[int, int] = {}
+        for number, tensor in enumerate(draft.tensors):
+            if tensor.array is not None and _is_large(tensor):
+                offsets[number] = self.store.add(tensor.array.astype("<f4"), domain).offset
+                place = Place.WEIGHTS  # the bytes are in the file
+                draft.tensors[number] = dataclasses.replace(tensor, place=place, array=None)
+        self._pending[domain] = _Pending(draft, offsets, dynamic_batch, tuple(labels or ()))
 
     def finish(self) -> dict[str, NativeFiles]:
         """Writes plans and index; returns the manifest's entries by domain."""
+        placed = self._shared.place()
         self.store.flush()
         found: dict[str, NativeFiles] = {}
         index = []
         for domain, pending in self._pending.items():
+            pending.take_parts(placed)
             plan = pending.plan(WeightFile(WEIGHTS, self.store.size))
             path = self._folder / f"{self._stems[domain]}.plan"
             content = plan_bytes(plan)
@@ -126,25 +134,51 @@ class NativeTarget:
         return found
 
 
+@dataclasses.dataclass(eq=False)
 class _Pending:
-    """A draft whose weights have offsets in the weight file; the rest of its data is in memory."""
+    """A domain whose plan is not written yet.
 
-    def __init__(
-        self, draft: Draft, offsets: dict[int, int], dynamic_batch: bool, labels: tuple[str, ...]
-    ) -> None:
-        self._draft = draft
-        self._offsets = offsets
-        self._dynamic_batch = dynamic_batch
-        self._labels = labels
-        for number in offsets:  # the bytes are in the file
-            tensor = draft.tensors[number]
-            draft.tensors[number] = DraftTensor(
-                Place.WEIGHTS, tensor.type, tensor.shape, tensor.storage
+    Attributes:
+        draft: Its operators.
+        offsets: Byte offset in the weight file by tensor.
+        dynamic_batch: Whether the batch is free.
+        labels: Class names.
+    """
+
+    draft: Draft
+    offsets: dict[int, int]
+    dynamic_batch: bool
+    labels: tuple[str, ...]
+
+    def take_parts(self, placed: Mapping[int, Placed]) -> None:
+        """Puts the places of shared weights in."""
+        draft = self.draft
+        for at, operator in enumerate(draft.operators):
+            if not isinstance(operator, Convolution):
+                continue
+            part = draft.tensors[operator.weights[0][0]].part
+            if part is None:
+                continue
+            place = placed[part]
+            channels = draft.shape(operator.x)[-1]
+            chosen = draft.array(operator.index)
+            indices = place.order if chosen is None else chosen[place.order]
+            whole = np.array_equal(indices, np.arange(channels))
+            weights = []
+            for offset, shape, bits in place.weights:
+                weight = draft.weight_tensor(shape)
+                self.offsets[weight] = offset
+                weights.append((weight, None if bits is None else draft.index(_bit_set(bits))))
+            draft.operators[at] = dataclasses.replace(
+                operator,
+                form=place.form,
+                index=None if whole else draft.index(indices),
+                weights=tuple(weights),
             )
 
     def plan(self, file: WeightFile) -> Plan:
         """Returns the finished plan."""
-        draft = self._draft
+        draft = self.draft
         arena = place_activations(draft)
         used = sorted(
             {t for o in draft.operators for t in (*o.reads(), *o.writes())}
@@ -159,7 +193,7 @@ class _Pending:
                 case Place.ARENA:
                     offset = arena.offsets[own.storage]
                 case Place.WEIGHTS:
-                    offset = self._offsets[tensor]
+                    offset = self.offsets[tensor]
                 case Place.DATA:
                     data.extend(bytes(-len(data) % ALIGNMENT))
                     offset = len(data)
@@ -169,16 +203,22 @@ class _Pending:
                     offset = own.storage
             tensors.append(Tensor(own.place, own.type, own.shape, offset))
         return Plan(
-            dynamic_batch=self._dynamic_batch,
+            dynamic_batch=self.dynamic_batch,
             arena=arena.size,
             files=(file,) if file.size else (),
             tensors=tuple(tensors),
             inputs=tuple(Port(name, number[tensor]) for name, tensor in draft.inputs),
             outputs=tuple(Port(name, number[tensor]) for name, tensor in draft.outputs),
-            labels=self._labels,
+            labels=self.labels,
             operators=tuple(o.renumbered(number.__getitem__) for o in draft.operators),
             data=bytes(data),
         )
+
+
+def _bit_set(bits: Array) -> Array:
+    """Returns a bit set as 32-bit words, bit 0 first."""
+    packed = np.packbits(bits, bitorder="little")
+    return np.pad(packed, (0, -len(packed) % 4)).view("<i4")
 
 
 def _is_large(tensor: DraftTensor) -> bool:
