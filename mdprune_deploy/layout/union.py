@@ -16,6 +16,7 @@ reader uses, and saves slabs. What is merged is chosen by a cost in bytes:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -25,6 +26,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 Bits = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 Reader = TypeVar("Reader", bound=Hashable)
 
@@ -38,7 +40,7 @@ SLAB_COST = 2048
 """Bytes that one slab of one reader may cost to be avoided. A reader's set-up per slab and panel of
 64 filters takes about as long as packing two rows of the panel, 256 bytes each read from memory,
 and a weight has a few panels. An estimate until it is measured."""
-_MOST_GROUPS = 160
+_MOST_GROUPS = 256
 """Groups that are compared in pairs."""
 
 
@@ -233,34 +235,67 @@ def _reading_bytes(width: int, rows: int) -> int:
 def _merge(groups: list[_Group], member: Bits, uses: Bits, taps: int) -> list[_Group]:
     """Merges groups while that lowers the cost: those with equal filters, then in pairs."""
     groups = _equal_filters(groups)
-    while len(groups) > _MOST_GROUPS:  # only the widest are so many, and they differ little
+    if len(groups) > _MOST_GROUPS:  # only with many readers, and then the widest differ little
         groups.sort(key=lambda group: int(group.filters.sum()))
-        groups[-2:] = [_joined(groups[-2], groups[-1])]
-    costs = [_cost(group, member, uses, taps) for group in groups]
-    size = len(groups)
-    gains = np.full((size, size), -np.inf)
+        widest = functools.reduce(_joined, groups[_MOST_GROUPS - 1 :])
+        groups = [*groups[: _MOST_GROUPS - 1], widest]
+    pairs = _Pairs(groups, member, uses, taps)
+    while len(pairs.groups) > 1 and pairs.merge_best():
+        pass
+    return pairs.groups
 
-    def gain(a: int, b: int) -> float:
-        joined = _joined(groups[a], groups[b])
-        return costs[a] + costs[b] - _cost(joined, member, uses, taps)
 
-    for a in range(size):
-        for b in range(a + 1, size):
-            gains[a, b] = gain(a, b)
-    alive = list(range(size))
-    while len(alive) > 1:
-        a, b = (int(i) for i in np.unravel_index(gains.argmax(), gains.shape))
-        if gains[a, b] <= 0:
-            break
-        groups[a] = _joined(groups[a], groups[b])
-        costs[a] = _cost(groups[a], member, uses, taps)
-        alive.remove(b)
-        gains[b, :] = gains[:, b] = -np.inf
-        for other in alive:
-            if other != a:
-                low, high = min(a, other), max(a, other)
-                gains[low, high] = gain(low, high)
-    return [groups[index] for index in alive]
+class _Pairs:
+    """Groups and what every pair of them would gain by merging, in bytes."""
+
+    def __init__(self, groups: list[_Group], member: Bits, uses: Bits, taps: int) -> None:
+        self.groups = groups
+        self._taps = taps
+        self._own_width = uses.sum(axis=1)
+        self._filters = np.array([group.filters for group in groups], dtype=np.float32)
+        self._members = np.array([group.members for group in groups])
+        rows = np.array([group.rows for group in groups], dtype=np.float32)
+        self._rows = np.rint(rows @ member.T.astype(np.float32))  # of every group and reader
+        self._height = rows.sum(axis=1)
+        self._cost = np.array([self._cost_with(i)[i] for i in range(len(groups))])
+        self._gain = np.array([self._gain_with(i) for i in range(len(groups))])
+
+    def merge_best(self) -> bool:
+        """Merges the best pair; returns False where none gains."""
+        a, b = sorted(int(i) for i in np.unravel_index(self._gain.argmax(), self._gain.shape))
+        if self._gain[a, b] <= 0:
+            return False
+        self.groups[a] = _joined(self.groups[a], self.groups[b])
+        self._filters[a] = np.maximum(self._filters[a], self._filters[b])
+        self._members[a] |= self._members[b]
+        self._rows[a] += self._rows[b]
+        self._height[a] += self._height[b]
+        del self.groups[b]
+        for name in ("_filters", "_members", "_rows", "_height", "_cost"):
+            setattr(self, name, np.delete(getattr(self, name), b, axis=0))
+        self._gain = np.delete(np.delete(self._gain, b, axis=0), b, axis=1)
+        self._cost[a] = self._cost_with(a)[a]
+        self._gain[a, :] = self._gain[:, a] = self._gain_with(a)
+        return True
+
+    def _gain_with(self, a: int) -> Floats:
+        gain: Floats = self._cost[a] + self._cost - self._cost_with(a)
+        gain[a] = -np.inf
+        return gain
+
+    def _cost_with(self, a: int) -> Floats:
+        """Returns the bytes that group a costs merged with each group; itself: as it is."""
+        itself = np.arange(len(self.groups)) == a
+        width = np.maximum(self._filters[a], self._filters).sum(axis=1, dtype=np.float64)
+        height = np.where(itself, 0.0, self._height) + self._height[a]
+        members = self._members[a] | self._members
+        rows = np.where(itself[:, None], 0.0, self._rows) + self._rows[a]
+        bits = np.where(self._own_width < width[:, None], np.ceil(width / 32)[:, None], 0.0)
+        lists = np.where(rows < height[:, None], rows, 0.0)
+        plans = ENTRY_BYTES + SLAB_COST + FLOAT * (bits + lists)
+        stored = FLOAT * self._taps * width * height
+        total: Floats = stored + (plans * members).sum(axis=1)
+        return total
 
 
 def _equal_filters(groups: list[_Group]) -> list[_Group]:
@@ -273,17 +308,6 @@ def _equal_filters(groups: list[_Group]) -> list[_Group]:
 
 def _joined(a: _Group, b: _Group) -> _Group:
     return _Group(a.rows | b.rows, a.filters | b.filters, a.members | b.members)
-
-
-def _cost(group: _Group, member: Bits, uses: Bits, taps: int) -> float:
-    """Returns the bytes that a group costs, `SLAB_COST` for each of its readers included."""
-    width, height = int(group.filters.sum()), int(group.rows.sum())
-    total = FLOAT * taps * width * height
-    rows = (member[group.members] & group.rows).sum(axis=1)
-    for reader, count in zip(np.flatnonzero(group.members), rows, strict=True):
-        bits = width if int(uses[reader].sum()) < width else 0
-        total += _reading_bytes(bits, int(count) if count < height else 0) + SLAB_COST
-    return total
 
 
 def _readings(slabs: tuple[Slab, ...], order: Indices, uses: Bits, member: Bits) -> Readings:

@@ -30,7 +30,7 @@ _AXIS = 1
 
 
 @dataclass
-class _Class:
+class TiedClass:
     """Values of one channel order.
 
     Attributes:
@@ -64,9 +64,9 @@ class _Reader:
 
 def order(graph: ir.Graph, facts: Facts) -> None:
     """Reorders `facts.kept` and lets readers select whole blocks, in place."""
-    classes = _classes(graph, facts)
+    found = _classes(graph, facts)
     imposed: dict[int, Indices] = {}
-    for group in {id(group): group for group in classes.values()}.values():
+    for group in _distinct(found):
         if group.pinned:
             continue
         channels = _kept(group.values[0], facts)
@@ -76,12 +76,12 @@ def order(graph: ir.Graph, facts: Facts) -> None:
         readers.sort(key=lambda reader: -reader.moved)
         ordered = imposed.get(id(group))
         if ordered is None:
-            ordered = _gray_order(channels, [reader.selected for reader in readers])
-        _set_order(group, ordered, facts)
+            ordered = gray_order(channels, [reader.selected for reader in readers])
+        set_order(group, ordered, facts)
         for reader in readers:
             blocks = _touched(ordered, reader.selected)
             if reader.macs is None and len(blocks) == len(reader.selected):
-                imposed.setdefault(id(classes[reader.node.outputs[0]]), blocks)
+                imposed.setdefault(id(found[reader.node.outputs[0]]), blocks)
             elif reader.macs is not None:
                 computed = len(blocks) - whole_blocks(len(reader.selected))
                 if computed * reader.macs <= reader.moved:
@@ -94,7 +94,7 @@ def _kept(value: ir.Value, facts: Facts) -> Indices:
     return indices_of(facts.kept[value], _AXIS, facts.size(value, _AXIS))
 
 
-def _set_order(group: _Class, ordered: Indices, facts: Facts) -> None:
+def set_order(group: TiedClass, ordered: Indices, facts: Facts) -> None:
     """Gives the values of a class an order, as they are made and as they are read whole."""
     for value in group.values:
         size = facts.size(value, _AXIS)
@@ -130,14 +130,23 @@ def _replaced(sets: Sets, indices: Indices) -> Sets:
     return tuple(indices if axis == _AXIS else old for axis, old in enumerate(sets))
 
 
-def _classes(graph: ir.Graph, facts: Facts) -> dict[ir.Value, _Class]:
+def classes(graph: ir.Graph, facts: Facts) -> list[TiedClass]:
     """Groups the emitted values by what ties their channel order, in graph order."""
-    found: dict[ir.Value, _Class] = {}
+    return _distinct(_classes(graph, facts))
+
+
+def _distinct(found: dict[ir.Value, TiedClass]) -> list[TiedClass]:
+    return list({id(group): group for group in found.values()}.values())
+
+
+def _classes(graph: ir.Graph, facts: Facts) -> dict[ir.Value, TiedClass]:
+    """Groups the emitted values by what ties their channel order, in graph order."""
+    found: dict[ir.Value, TiedClass] = {}
     for value in [*graph.inputs, *(v for node in graph for v in node.outputs)]:
         if value in facts.kept:
             pinned = value.is_graph_input() or value.is_graph_output()
             pinned |= len(facts.shape(value)) <= _AXIS
-            found[value] = _Class([value], pinned)
+            found[value] = TiedClass([value], pinned)
     for node in graph:
         output = node.outputs[0]
         if not any(value in found for value in node.outputs):
@@ -156,7 +165,7 @@ def _classes(graph: ir.Graph, facts: Facts) -> dict[ir.Value, _Class]:
     return found
 
 
-def _merge(found: dict[ir.Value, _Class], a: _Class, b: _Class) -> None:
+def _merge(found: dict[ir.Value, TiedClass], a: TiedClass, b: TiedClass) -> None:
     if a is b:
         return
     a.values.extend(b.values)
@@ -242,7 +251,7 @@ def _selects_alone(node: ir.Node, facts: Facts) -> bool:
     return sum((node, index) in facts.required for index in range(len(node.inputs))) == 1
 
 
-def _gray_order(channels: Indices, selections: list[Indices]) -> Indices:
+def gray_order(channels: Indices, selections: list[Indices]) -> Indices:
     """Orders channels so that every selection is few runs, earlier ones fewer."""
     parts = [channels]
     for selected in selections:

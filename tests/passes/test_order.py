@@ -12,7 +12,7 @@ from mdprune_deploy.evaluate import constant_array
 from mdprune_deploy.passes import place as placing
 from mdprune_deploy.passes.operators import product
 from mdprune_deploy.passes.operators.product import BLOCK
-from mdprune_deploy.passes.order import _gray_order, _touched
+from mdprune_deploy.passes.order import gray_order, _touched
 from mdprune_deploy.passes.remove import analyzed
 
 ODD = range(1, 32, 2)
@@ -36,7 +36,7 @@ def runs(flags):
 @given(selections())
 def test_the_order_keeps_every_channel_and_the_first_readers_together(problem):
     channels, readers = problem
-    ordered = _gray_order(channels, readers)
+    ordered = gray_order(channels, readers)
     assert np.array_equal(np.sort(ordered), channels)
     for number, selected in enumerate(readers):
         # Reader k meets at most 2**k parts, cuts each in two, and neighbouring halves agree.
@@ -47,7 +47,7 @@ def test_the_order_keeps_every_channel_and_the_first_readers_together(problem):
 @given(selections())
 def test_touched_blocks_are_whole_and_hold_the_selection(problem):
     channels, readers = problem
-    ordered = _gray_order(channels, readers)
+    ordered = gray_order(channels, readers)
     blocks = ordered.reshape(-1, BLOCK)
     for selected in readers:
         touched = _touched(ordered, selected)
