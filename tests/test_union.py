@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdprune_deploy.layout.union import Readings, Selection, Union, union
+from mdprune_deploy.layout.union import Grouping, Readings, Selection, Union, union
+
+Case = tuple[np.ndarray, dict[str, Selection], np.ndarray, Grouping]
 
 
 def indices(*values: int) -> np.ndarray:
@@ -24,7 +26,7 @@ def read(weight: np.ndarray, stored: Union[str], readings: Readings) -> np.ndarr
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[np.ndarray, dict[str, Selection], np.ndarray, bool]:
+def cases(draw: st.DrawFn) -> Case:
     filters, channels = draw(st.integers(1, 24)), draw(st.integers(1, 12))
     taps, readers = draw(st.integers(1, 3)), draw(st.integers(1, 8))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -35,15 +37,15 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, dict[str, Selection], np.ndarray
         return np.flatnonzero((rng.random(size) < share) | (np.arange(size) == rng.integers(size)))
 
     selections = {f"d{i}": Selection(chosen(filters), chosen(channels)) for i in range(readers)}
-    return weight, selections, rng.permutation(filters), draw(st.booleans())
+    return weight, selections, rng.permutation(filters), draw(st.sampled_from(Grouping))
 
 
 @given(cases())
 def test_a_reader_gets_exactly_its_rectangle(
-    case: tuple[np.ndarray, dict[str, Selection], np.ndarray, bool],
+    case: Case,
 ) -> None:
-    weight, selections, order, merged = case
-    stored = union(selections, order, taps=weight.shape[2], merged=merged)
+    weight, selections, order, grouping = case
+    stored = union(selections, order, taps=weight.shape[2], grouping=grouping)
     for name, selection in selections.items():
         readings = stored.readers[name]
         assert set(readings.filters.tolist()) == set(selection.filters.tolist())
@@ -56,16 +58,17 @@ def test_a_reader_gets_exactly_its_rectangle(
 
 @given(cases())
 def test_exactly_the_used_pairs_are_stored(
-    case: tuple[np.ndarray, dict[str, Selection], np.ndarray, bool],
+    case: Case,
 ) -> None:
-    weight, selections, order, merged = case
+    weight, selections, order, grouping = case
     used = np.zeros(weight.shape[:2], dtype=bool)
     for selection in selections.values():
         used[np.ix_(selection.filters, selection.channels)] = True
     exact = union(selections, order, taps=weight.shape[2])
     assert exact.pairs == used.sum()
-    assert all(reading.rows is None for r in exact.readers.values() for reading in r.readings)
-    assert union(selections, order, taps=weight.shape[2], merged=merged).pairs >= used.sum()
+    for stored in (exact, union(selections, order, grouping=Grouping.FILTERS)):
+        assert all(reading.rows is None for r in stored.readers.values() for reading in r.readings)
+    assert union(selections, order, taps=weight.shape[2], grouping=grouping).pairs >= used.sum()
 
 
 def test_classes_are_slabs_the_most_shared_first() -> None:
@@ -105,18 +108,35 @@ def test_equal_readers_share_one_slab_without_bits() -> None:
         assert [(r.slab, r.bits, r.rows) for r in readings.readings] == [(0, None, None)]
 
 
-def test_many_small_classes_are_merged_and_large_different_ones_are_not() -> None:
+@pytest.mark.parametrize("grouping", [Grouping.FILTERS, Grouping.ROWS])
+def test_many_small_classes_are_grouped_and_large_different_ones_are_not(
+    grouping: Grouping,
+) -> None:
     rng = np.random.default_rng(0)
-    everything = np.arange(64)
-    many = {f"d{i}": Selection(everything, np.flatnonzero(rng.random(64) < 0.5)) for i in range(20)}
+    half = [rng.permutation(64)[:60] for _ in range(20)]
+    many = {f"d{i}": Selection(half[i], np.flatnonzero(rng.random(64) < 0.5)) for i in range(20)}
     assert len(union(many).slabs) > 50
-    merged = union(many, taps=1, merged=True)
-    assert len(merged.slabs) == 1 and merged.pairs == 64 * 64  # all rows are as wide
+    grouped = union(many, grouping=grouping)
+    assert grouped.pairs == 64 * 64  # all rows are as wide
+    assert len(grouped.slabs) == (1 if grouping is Grouping.ROWS else len(union(many).slabs))
+    assert all(grouped.groups(reader) == 1 for reader in many)
     two = {
         "a": Selection(np.arange(512), np.arange(512)),
         "b": Selection(np.arange(512, 1024), np.arange(512, 1024)),
     }
-    assert union(two, taps=9, merged=True).pairs == 2 * 512 * 512
+    assert union(two, taps=9, grouping=grouping).pairs == 2 * 512 * 512
+
+
+def test_rows_of_a_group_are_whole_cache_lines() -> None:
+    selections = {
+        "a": Selection(np.arange(40), np.arange(0, 90)),
+        "b": Selection(np.arange(90, 100), np.arange(90, 180)),
+    }
+    stored = union(selections, np.arange(100), grouping=Grouping.FILTERS)
+    assert [len(slab.filters) for slab in stored.slabs] == [48, 16]
+    assert set(range(40)) < set(stored.slabs[0].filters.tolist())
+    few = union({"a": Selection(np.arange(20), np.arange(3))}, grouping=Grouping.FILTERS)
+    assert [len(slab.filters) for slab in few.slabs] == [20]  # there are no more
 
 
 def test_bytes_of_a_plan() -> None:
@@ -125,11 +145,13 @@ def test_bytes_of_a_plan() -> None:
         "b": Selection(np.arange(40), indices(0, 1)),
     }
     stored = union(selections)
-    assert stored.plan_bytes("a") == 64 + 4 * 2  # 40 stored filters: two words of bits
-    assert stored.plan_bytes("b") == 64 * 2  # all of both slabs
-    joined = union(selections, merged=True)
+    assert stored.plan_bytes("a") == 56 + 4 * 2  # 40 stored filters: two words of bits
+    assert stored.plan_bytes("b") == 56 * 2  # all of both slabs
+    grouped = union(selections, grouping=Grouping.FILTERS)
+    assert (grouped.plan_bytes("a"), grouped.plan_bytes("b")) == (56 + 4 * 2, 56 * 2)
+    joined = union(selections, grouping=Grouping.ROWS)
     assert len(joined.slabs) == 1
-    assert joined.plan_bytes("a") == 64 + 4 * 2 + 4 * 1  # and a list of one row
+    assert joined.plan_bytes("a") == 56 + 4 * 2 + 4 * 1  # and a list of one row
 
 
 @pytest.mark.parametrize(

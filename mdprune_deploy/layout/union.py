@@ -7,17 +7,25 @@ is the same for all slabs of the weight. So exactly the pairs that some reader u
 
     pairs = sum over classes m of |{i : M_i = m}| |U_m| = |union over d of O_d x I_d|.
 
-A reader takes every slab whose class holds it, and of the slab's filters those of O_d. Where slabs
-of several classes are merged, it also says which of the rows it takes; that stores pairs that no
-reader uses, and saves slabs. What is merged is chosen by a cost in bytes:
+A reader takes every slab whose class holds it, and of the slab's filters those of O_d.
 
-    stored bytes + for every slab of every reader: bit set, row list, table entries, SLAB_COST.
+With many readers there are many classes of few channels, and their U_m differ little. So classes
+may be grouped (`Grouping.FILTERS`): the slabs of a group have the same filters, whole cache lines
+of them, so that a reader has one bit set for all slabs of a group and a kernel prepares it once.
+With `Grouping.ROWS` a group is one slab, and a reader takes some of its rows. Either stores pairs
+that no reader uses. Groups are chosen by a cost in bytes,
+
+    stored bytes + for every group of every reader: its bit set, its row list, `GROUP_COST`,
+
+from the classes upwards, the pair that gains most first.
 """
 
 from __future__ import annotations
 
+import enum
 import functools
-from collections.abc import Hashable, Mapping
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -34,14 +42,22 @@ FLOAT = 4
 """Bytes of a stored weight."""
 LINE = 16
 """Floats of a 64-byte cache line."""
-ENTRY_BYTES = 64
-"""Bytes of a plan per slab that it reads: a tensor's entry (48), two words, alignment of bits."""
-SLAB_COST = 2048
-"""Bytes that one slab of one reader may cost to be avoided. A reader's set-up per slab and panel of
-64 filters takes about as long as packing two rows of the panel, 256 bytes each read from memory,
-and a weight has a few panels. An estimate until it is measured."""
+ENTRY_BYTES = 56
+"""Bytes of a plan per slab that it reads: a tensor's entry (48) and two words."""
+GROUP_COST = 2048
+"""Bytes that may be stored so that one reader has one group less. To prepare a bit set for a panel
+of 64 filters takes about as long as to pack ten rows of it, 256 bytes each, and a weight has a few
+panels. An estimate until it is measured."""
 _MOST_GROUPS = 256
 """Groups that are compared in pairs."""
+
+
+class Grouping(enum.Enum):
+    """What classes of one group share."""
+
+    NONE = enum.auto()
+    FILTERS = enum.auto()
+    ROWS = enum.auto()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,13 +153,17 @@ class Union(Generic[Reader]):
 
     def plan_bytes(self, reader: Reader) -> int:
         """Returns the bytes that the slabs take in a reader's plan, weights aside."""
-        return sum(
-            _reading_bytes(
-                len(self.slabs[reading.slab].filters) if reading.bits is not None else 0,
-                0 if reading.rows is None else len(reading.rows),
-            )
-            for reading in self.readers[reader].readings
-        )
+        readings = self.readers[reader].readings
+        sets = {id(reading.bits): reading.bits for reading in readings if reading.bits is not None}
+        words = sum(-(-len(bits) // 32) for bits in sets.values())
+        rows = sum(len(reading.rows) for reading in readings if reading.rows is not None)
+        return ENTRY_BYTES * len(readings) + FLOAT * (words + rows)
+
+    def groups(self, reader: Reader) -> int:
+        """Counts the runs of slabs that a reader takes with the same filters and bit set."""
+        keys = [(self.slabs[r.slab].filters, r.bits) for r in self.readers[reader].readings]
+        pairs = itertools.pairwise(keys)
+        return bool(keys) + sum(a[0] is not b[0] or a[1] is not b[1] for a, b in pairs)
 
     def lines(self, reader: Reader) -> tuple[int, int]:
         """Counts, for one tap, the cache lines that a reader touches and the weights it uses."""
@@ -164,7 +184,7 @@ def union(
     order: Indices | None = None,
     *,
     taps: int = 1,
-    merged: bool = False,
+    grouping: Grouping = Grouping.NONE,
 ) -> Union[Reader]:
     """Lays out one weight for all of its readers.
 
@@ -172,11 +192,12 @@ def union(
         selections: What every reader uses.
         order: All filters of the weight in stored order; rising where None.
         taps: Weights per pair.
-        merged: Whether slabs of several classes may be merged, so that readers take part of the
-            rows. Otherwise exactly the union of the used pairs is stored.
+        grouping: How classes may be grouped. Without, exactly the used pairs are stored.
 
     Returns:
-        The slabs, those that most readers share first, and what every reader takes.
+        The slabs, those that most readers share first and those of a group side by side, and what
+        every reader takes. Slabs with the same filters, and bit sets of one reader for them, are
+        the same objects.
     """
     readers = list(selections)
     chosen = list(selections.values())
@@ -185,18 +206,32 @@ def union(
     order = np.arange(filters) if order is None else order
     uses = np.array([_row(s.filters, 1 + int(order.max(initial=-1)))[order] for s in chosen])
     member = np.array([_row(s.channels, channels) for s in chosen])
-    groups = _classes(member, uses)
-    if merged:
-        groups = _merge(groups, member, uses, taps)
-    slabs = tuple(
-        Slab(np.flatnonzero(group.rows), order[group.filters])
-        for group in sorted(groups, key=lambda g: (-int(g.members.sum()), int(g.rows.argmax())))
-    )
-    found = {
+    found = _classes(member, uses)
+    if grouping is not Grouping.NONE:
+        found = _merge(found, member, uses, taps, lists=grouping is Grouping.ROWS)
+        found = [_Group(g.rows, _whole_lines(g.filters), g.members) for g in found]
+    slabs: list[Slab] = []
+    for group in sorted(found, key=lambda g: (-int(g.members.sum()), int(g.rows.argmax()))):
+        stored = order[group.filters]
+        parts = [group] if grouping is Grouping.ROWS else _classes(member * group.rows, uses)
+        parts.sort(key=lambda g: (-int(g.members.sum()), int(g.rows.argmax())))
+        slabs.extend(Slab(np.flatnonzero(part.rows), stored) for part in parts)
+    taken = {
         reader: _readings(slabs, order, uses[index], member[index])
         for index, reader in enumerate(readers)
     }
-    return Union(slabs, found)
+    return Union(tuple(slabs), taken)
+
+
+def _whole_lines(filters: Bits) -> Bits:
+    """Adds filters until rows are whole cache lines, where there are enough."""
+    missing = -int(filters.sum()) % LINE
+    idle = np.flatnonzero(~filters)
+    if len(idle) < missing:
+        return filters
+    filters = filters.copy()
+    filters[idle[:missing]] = True
+    return filters
 
 
 def _row(indices: Indices, size: int) -> Bits:
@@ -227,19 +262,16 @@ def _classes(member: Bits, uses: Bits) -> list[_Group]:
     ]
 
 
-def _reading_bytes(width: int, rows: int) -> int:
-    """Bytes of a plan for one slab: entries, a bit set over `width` filters, a list of rows."""
-    return ENTRY_BYTES + FLOAT * (-(-width // 32) + rows)
-
-
-def _merge(groups: list[_Group], member: Bits, uses: Bits, taps: int) -> list[_Group]:
+def _merge(
+    groups: list[_Group], member: Bits, uses: Bits, taps: int, *, lists: bool
+) -> list[_Group]:
     """Merges groups while that lowers the cost: those with equal filters, then in pairs."""
     groups = _equal_filters(groups)
     if len(groups) > _MOST_GROUPS:  # only with many readers, and then the widest differ little
         groups.sort(key=lambda group: int(group.filters.sum()))
         widest = functools.reduce(_joined, groups[_MOST_GROUPS - 1 :])
         groups = [*groups[: _MOST_GROUPS - 1], widest]
-    pairs = _Pairs(groups, member, uses, taps)
+    pairs = _Pairs(groups, member, uses, taps, lists)
     while len(pairs.groups) > 1 and pairs.merge_best():
         pass
     return pairs.groups
@@ -248,8 +280,11 @@ def _merge(groups: list[_Group], member: Bits, uses: Bits, taps: int) -> list[_G
 class _Pairs:
     """Groups and what every pair of them would gain by merging, in bytes."""
 
-    def __init__(self, groups: list[_Group], member: Bits, uses: Bits, taps: int) -> None:
+    def __init__(
+        self, groups: list[_Group], member: Bits, uses: Bits, taps: int, lists: bool
+    ) -> None:
         self.groups = groups
+        self._lists = lists
         self._taps = taps
         self._own_width = uses.sum(axis=1)
         self._filters = np.array([group.filters for group in groups], dtype=np.float32)
@@ -286,13 +321,15 @@ class _Pairs:
     def _cost_with(self, a: int) -> Floats:
         """Returns the bytes that group a costs merged with each group; itself: as it is."""
         itself = np.arange(len(self.groups)) == a
-        width = np.maximum(self._filters[a], self._filters).sum(axis=1, dtype=np.float64)
+        exact = np.maximum(self._filters[a], self._filters).sum(axis=1, dtype=np.float64)
+        whole = np.ceil(exact / LINE) * LINE
+        width = np.where(whole <= self._filters.shape[1], whole, exact)
         height = np.where(itself, 0.0, self._height) + self._height[a]
         members = self._members[a] | self._members
         rows = np.where(itself[:, None], 0.0, self._rows) + self._rows[a]
         bits = np.where(self._own_width < width[:, None], np.ceil(width / 32)[:, None], 0.0)
-        lists = np.where(rows < height[:, None], rows, 0.0)
-        plans = ENTRY_BYTES + SLAB_COST + FLOAT * (bits + lists)
+        lists = np.where(self._lists & (rows < height[:, None]), rows, 0.0)
+        plans = GROUP_COST + FLOAT * (bits + lists)
         stored = FLOAT * self._taps * width * height
         total: Floats = stored + (plans * members).sum(axis=1)
         return total
@@ -310,21 +347,23 @@ def _joined(a: _Group, b: _Group) -> _Group:
     return _Group(a.rows | b.rows, a.filters | b.filters, a.members | b.members)
 
 
-def _readings(slabs: tuple[Slab, ...], order: Indices, uses: Bits, member: Bits) -> Readings:
+def _readings(slabs: Sequence[Slab], order: Indices, uses: Bits, member: Bits) -> Readings:
     readings = []
     channels = []
     if uses.any():
         place = np.empty(1 + int(order.max()), dtype=np.int64)
         place[order] = np.arange(len(order))
+        sets: dict[int, Bits | None] = {}
         for number, slab in enumerate(slabs):
             rows = np.flatnonzero(member[slab.channels])
             if not len(rows):
                 continue
-            bits = uses[place[slab.filters]]
+            key = id(slab.filters)
+            if key not in sets:
+                bits = uses[place[slab.filters]]
+                sets[key] = None if bits.all() else bits
             all_rows = len(rows) == len(slab.channels)
-            readings.append(
-                Reading(number, None if bits.all() else bits, None if all_rows else rows)
-            )
+            readings.append(Reading(number, sets[key], None if all_rows else rows))
             channels.append(slab.channels[rows])
     return Readings(
         tuple(readings),
