@@ -23,15 +23,13 @@ from .emit.onnx_target import OnnxTarget
 from .engines import Array, Engine, load
 from .engines.ort import OnnxRuntimeEngine
 from .errors import UsageError
-from .manifest import TensorSpec
+from .manifest import Manifest, TensorSpec
 from .passes.bind import bind
 from .passes.lower import fold_batch_norms, to_float32
-from .report import DomainReport
 from .verify import ARTIFACT_TOLERANCE, check, deviation, reference
 from .verify import Error as Deviation
 
-DEFAULT_ENGINE = "onnxruntime"
-"""The engine that is here; `native` once it exists."""
+DEFAULT_ENGINE = "native"
 DENSE = "dense"
 """Name of the only domain of a checkpoint that `unmasked` returns."""
 WARM_UP = 2
@@ -120,7 +118,7 @@ def bench(
         calls = [_call(runner, seed) for runner in [*engines, *dense]]
         times = _time_in_turn(calls, seconds, progress)
     timings = [
-        _timing(runner, bundle.manifest.report.domains[runner.domain], taken)
+        _timing(runner, bundle.manifest, taken)
         for runner, taken in zip(engines, times, strict=False)
     ]
     return [
@@ -225,7 +223,10 @@ def _median_ms(seconds: Sequence[float]) -> float:
     return float(np.median(seconds)) * 1e3
 
 
-def _timing(engine: Engine, figures: DomainReport, seconds: Sequence[float]) -> Timing:
+def _timing(engine: Engine, manifest: Manifest, seconds: Sequence[float]) -> Timing:
+    figures = manifest.report.domains[engine.domain]
+    native = manifest.models[engine.domain].native
+    own = native is not None and engine.name == "native"
     return Timing(
         domain=engine.domain,
         engine=engine.name,
@@ -233,7 +234,7 @@ def _timing(engine: Engine, figures: DomainReport, seconds: Sequence[float]) -> 
         note=engine.note,
         threads=engine.threads,
         rounds=len(seconds),
-        macs=figures.macs_emitted,
+        macs=native.macs_emitted if native is not None and own else figures.macs_emitted,
         macs_dense=figures.macs_dense,
         p50_ms=_median_ms(seconds),
         p90_ms=float(np.percentile(seconds, 90)) * 1e3,

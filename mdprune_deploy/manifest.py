@@ -18,7 +18,14 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from mdprune_deploy.errors import BundleError
-from mdprune_deploy.report import VERSION, CompileReport, DomainReport, Held, LayerFigures
+from mdprune_deploy.report import (
+    VERSION,
+    CompileReport,
+    DomainReport,
+    Held,
+    LayerFigures,
+    Missing,
+)
 
 NAME = "manifest.json"
 FORMAT = "mdprune-bundle"
@@ -85,11 +92,16 @@ class NativeFiles:
         plan: The domain's plan.
         weights: The weight files that it names.
         arena: Bytes of activation memory that it needs.
+        params_emitted: Weight elements that the plan reads; the report's count is that of the
+            `onnx` target where there is one.
+        macs_emitted: Multiply-accumulates of the plan at batch 1.
     """
 
     plan: str
     weights: tuple[str, ...]
     arena: int
+    params_emitted: int
+    macs_emitted: int
 
 
 @dataclass(frozen=True)
@@ -208,6 +220,11 @@ class _Field:
             raise self.error(f"has no field {key!r}")
         return _Field(tree[key], f"{self.place}.{key}" if self.place else key)
 
+    def get(self, key: str, default: Any) -> _Field:
+        """Returns a field that older bundles do not have."""
+        tree = self._expect(isinstance(self.value, dict), "an object")
+        return self[key] if key in tree else _Field(default, key)
+
     def text(self) -> str:
         value: str = self._expect(isinstance(self.value, str), "a text")
         return value
@@ -295,6 +312,8 @@ def _native_files(field: _Field, files: Mapping[str, FileEntry]) -> NativeFiles:
         plan=_listed(field["plan"], files),
         weights=field["weights"].sequence(lambda path: _listed(path, files)),
         arena=field["arena"].integer(),
+        params_emitted=field["params_emitted"].integer(),
+        macs_emitted=field["macs_emitted"].integer(),
     )
 
 
@@ -327,6 +346,7 @@ def _report(root: _Field) -> CompileReport:
         bytes_private=root["bytes_private"].integer(),
         seconds=root["seconds"].optional(_Field.number),
         held=root["held"].sequence(lambda item: _figures(item, Held)),
+        missing=root.get("missing", []).sequence(lambda item: _figures(item, Missing)),
         budget=root["budget"].optional(_Field.number),
         metric=root["metric"].text(),
         fit=root["fit"].optional(_Field.text),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -11,23 +12,28 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import onnx_ir as ir
 
 from .budget import Metric
 from .bundle import BundleWriter
 from .checkpoint import Checkpoint, load_checkpoint
-from .emit.onnx_target import OnnxTarget
+from .emit.native.target import NativeTarget
+from .emit.onnx_target import OnnxTarget, describe, file_stems
+from .engines.native import NativeEngine, load_library
 from .engines.ort import OnnxRuntimeEngine
-from .errors import BackendUnavailableError, UsageError
+from .errors import BackendUnavailableError, UnsupportedGraphError, UsageError
 from .evaluate import Array, evaluate
 from .export import OPSET
 from .layout.nchwc import host_layout
+from .layout.store import StoreWriter
 from .manifest import DomainModel
 from .masks import fit_budget
 from .passes.bind import WeightUse
 from .passes.figures import UsedPairs, union_and_intersection
 from .passes.lower import to_float32
-from .passes.remove import Removed, remove
-from .report import CompileReport, DomainReport, Held
+from .passes.remove import Removed, remove, remove_for
+from .passes.trace import example_feeds
+from .report import CompileReport, DomainReport, Held, Missing
 from .verify import (
     ARTIFACT_TOLERANCE,
     GRAPH_TOLERANCE,
@@ -43,7 +49,7 @@ from .verify import (
 )
 
 TARGETS = ("onnx", "native", "tensorrt")
-DEFAULT_TARGETS = ("onnx",)
+DEFAULT_TARGETS = ("onnx", "native")
 
 
 class Progress(Protocol):
@@ -53,16 +59,13 @@ class Progress(Protocol):
         """Takes the domain and stage that begin, and how many stages are done of all."""
 
 
-STAGES = ("remove", "check the graph", "emit", "check the files")
-
-
 def compile(
     checkpoint_or_path: Checkpoint | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
     budget: float | None = None,
     metric: Metric = "params",
-    targets: Sequence[str] = DEFAULT_TARGETS,
+    targets: Sequence[str] | None = None,
     fit: Literal["magnitude"] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -75,7 +78,8 @@ def compile(
         budget: Largest used share of a domain's masked weights, in (0, 1]; None takes the masks
             as they are.
         metric: What the budget counts: `"params"`, `"macs"` or `"switches"`.
-        targets: What to emit: `"onnx"`.
+        targets: What to emit, such as `("onnx", "native")`. None: both, and where the native
+            target cannot express the graph or check it here, the report's `missing` says why.
         fit: `"magnitude"` lets boolean masks outside the budget be cut by weight norm.
         overwrite: Replace a bundle that stands at `output_dir`.
         progress: Told of every stage.
@@ -101,7 +105,7 @@ def compile(
         )
         if budget is not None:
             checkpoint = fit_budget(checkpoint, budget, metric, fit)
-        run = _Run(checkpoint, writer.root, progress)
+        run = _Run(checkpoint, writer.root, targets, progress)
         report = dataclasses.replace(run.compile(), budget=budget, metric=metric, fit=fit)
         writer.finish(report, run.models, _versions())
     return dataclasses.replace(report, seconds=time.perf_counter() - start)
@@ -110,46 +114,93 @@ def compile(
 class _Run:
     """One compile, a domain at a time, so that one domain's weights are in memory."""
 
-    def __init__(self, checkpoint: Checkpoint, root: Path, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        root: Path,
+        targets: Sequence[str] | None,
+        progress: Progress | None,
+    ) -> None:
         self.models: dict[str, DomainModel] = {}
         self._checkpoint = checkpoint
         self._root = root
+        self._insists = targets is not None
+        self._targets = list(DEFAULT_TARGETS if targets is None else targets)
         self._progress = progress
         self._done = 0
         self._used: dict[str, dict[WeightUse, UsedPairs]] = {}
         self._held: list[Held] = []
+        self._missing: list[Missing] = []
+        self._cases: dict[str, tuple[list[Case], bool]] = {}
 
     def compile(self) -> CompileReport:
-        checkpoint = self._checkpoint
-        reports = {}
-        with OnnxTarget(self._root, list(checkpoint.domains), host_layout()) as target:
-            for name in checkpoint.domains:
-                reports[name] = self._domain(name, target)
+        names = list(self._checkpoint.domains)
+        stores: list[StoreWriter] = []
+        with contextlib.ExitStack() as stack:
+            onnx = native = None
+            if "onnx" in self._targets:
+                onnx = stack.enter_context(OnnxTarget(self._root, names, host_layout()))
+                stores.append(onnx.store)
+            if "native" in self._targets:
+                native = stack.enter_context(NativeTarget(self._root, file_stems(names)))
+                self._tolerate(native, load_library)
+            reports = {name: self._domain(name, onnx, native) for name in names}
+            if native is not None and self._tolerate(native, lambda: self._finish(native, reports)):
+                stores.append(native.store)
         union, intersection = union_and_intersection(self._used)
         return CompileReport(
             domains=reports,
             params_union=union,
             params_intersection=intersection,
-            bytes_shared=target.store.bytes_shared,
-            bytes_private=target.store.bytes_private,
+            bytes_shared=sum(store.bytes_shared for store in stores),
+            bytes_private=sum(store.bytes_private for store in stores),
             seconds=None,
             held=tuple(self._held),
+            missing=tuple(self._missing),
         )
 
-    def _domain(self, name: str, target: OnnxTarget) -> DomainReport:
-        self._begin(name)
-        removed = remove(self._checkpoint, name)
+    def _tolerate(self, native: NativeTarget, step: Callable[[], object]) -> bool:
+        """Takes a step of the native target, if it is still there; tells whether it worked.
+
+        Where nobody insisted on the target, the bundle goes without it and the report says why.
+        """
+        if "native" not in self._targets:
+            return False
+        try:
+            step()
+        except (UnsupportedGraphError, BackendUnavailableError) as error:
+            if self._insists:
+                raise
+            native.discard()
+            self._targets.remove("native")
+            self._missing.append(Missing("native", str(error)))
+            return False
+        return True
+
+    def _domain(
+        self, name: str, onnx: OnnxTarget | None, native: NativeTarget | None
+    ) -> DomainReport:
+        self._begin(name, "remove")
+        graphs = remove_for(self._checkpoint, name, self._targets)
+        removed = next(iter(graphs.values()))
         self._used[name] = dict(removed.used)
         self._held.extend(removed.held)
-        self._begin(name)
+        self._begin(name, "check the graph")
         found = cases(self._checkpoint, name)
         batched = can_batch(self._checkpoint, found)
-        self._check_graph(name, removed, found, batched)
-        self._begin(name)
-        emitted = to_float32(removed.model)
-        self.models[name] = target.add(name, emitted, self._checkpoint.domains[name].labels)
-        self._begin(name)
-        error = self._check_files(name, removed, found, batched)
+        for graph in graphs.values():
+            self._check_graph(name, graph, found, batched)
+        self._begin(name, "emit")
+        labels = self._checkpoint.domains[name].labels
+        self.models[name] = describe(name, removed.model.graph, labels)
+        if native is not None and "native" in graphs:
+            self._cases[name] = self._slim(found), batched
+            self._tolerate(native, lambda: self._add_native(native, name, graphs["native"]))
+        error = Error()
+        if onnx is not None:
+            self.models[name] = onnx.add(name, to_float32(graphs["onnx"].model), labels)
+            self._begin(name, "check the files")
+            error = self._check_files(name, graphs["onnx"], found, batched)
         totals = {
             figure: sum(getattr(layer, figure) for layer in removed.layers)
             for figure in (
@@ -163,27 +214,57 @@ class _Run:
             layers=removed.layers,
         )
 
-    def _begin(self, name: str) -> None:
+    def _add_native(self, native: NativeTarget, name: str, graph: Removed) -> None:
+        try:
+            native.add(
+                name,
+                graph.model,
+                example_feeds(self._checkpoint),
+                dynamic_batch=self._checkpoint.dynamic_batch,
+                layers=graph.layers,
+                labels=self._checkpoint.domains[name].labels,
+            )
+        except UnsupportedGraphError as error:
+            raise UnsupportedGraphError(f"domain {name!r}: {error}") from error
+
+    def _slim(self, found: list[Case]) -> list[Case]:
+        """Keeps one copy of the inputs, which are the same for all domains."""
+        first = next(iter(self._cases.values()), (found, False))[0]
+        inputs = {case.name: case.feeds for case in first}
+        return [dataclasses.replace(case, feeds=inputs[case.name]) for case in found]
+
+    def _finish(self, native: NativeTarget, reports: dict[str, DomainReport]) -> None:
+        """Writes the plans and runs them."""
+        for name, files in native.finish().items():
+            self.models[name] = dataclasses.replace(self.models[name], native=files)
+        try:
+            for name, report in reports.items():
+                self._begin(name, "check the plan")
+                error = self._check_plan(name)
+                if error.relative > report.max_rel_error:
+                    reports[name] = dataclasses.replace(
+                        report, max_abs_error=error.absolute, max_rel_error=error.relative
+                    )
+        except UnsupportedGraphError:
+            for name, model in self.models.items():
+                self.models[name] = dataclasses.replace(model, native=None)
+            raise
+
+    def _begin(self, name: str, stage: str) -> None:
         if self._progress is not None:
-            stage = STAGES[self._done % len(STAGES)]
-            total = len(STAGES) * len(self._checkpoint.domains)
-            self._progress(name, stage, self._done, total)
+            stages = 3 + ("onnx" in self._targets) + ("native" in self._targets)
+            self._progress(name, stage, self._done, stages * len(self._checkpoint.domains))
         self._done += 1
 
     def _check_graph(self, name: str, removed: Removed, found: list[Case], batched: bool) -> None:
         graph = removed.model.graph
         error = largest_error(found, lambda feeds: evaluate(graph, feeds), batched=batched)
         if error.relative > GRAPH_TOLERANCE:
-            where = self._locate(name, removed, found, error, GRAPH_TOLERANCE)
+            where = first_difference(
+                self._checkpoint, name, graph, removed.origins, feeds_of(found, error),
+                GRAPH_TOLERANCE,
+            )  # fmt: skip
             check(name, "the narrowed graph in float64", error, GRAPH_TOLERANCE, where)
-
-    def _locate(
-        self, name: str, removed: Removed, found: list[Case], error: Error, tolerance: float
-    ) -> str | None:
-        feeds = next(case.feeds for case in found if case.name == error.case)
-        return first_difference(
-            self._checkpoint, name, removed.model.graph, removed.origins, feeds, tolerance
-        )
 
     def _check_files(self, name: str, removed: Removed, found: list[Case], batched: bool) -> Error:
         worst = Error()
@@ -195,14 +276,48 @@ class _Run:
             engine = OnnxRuntimeEngine(self._root, name, model, 1, variant)
             error = largest_error(found, lambda feeds: run_engine(engine, feeds), batched=batched)  # noqa: B023
             if error.relative > ARTIFACT_TOLERANCE:
-                where = self._locate_in_float32(removed, found, error)
+                where = first_rounding(removed.model, feeds_of(found, error))
                 check(name, f"the {variant} ONNX model", error, ARTIFACT_TOLERANCE, where)
             worst = max(worst, error, key=lambda e: e.relative)
         return worst
 
-    def _locate_in_float32(self, removed: Removed, found: list[Case], error: Error) -> str | None:
-        feeds = next(case.feeds for case in found if case.name == error.case)
-        return first_rounding(removed.model, feeds)
+    def _check_plan(self, name: str) -> Error:
+        found, batched = self._cases.pop(name)
+        engine = NativeEngine(self._root, name, self.models[name])
+        error = largest_error(found, lambda feeds: run_engine(engine, feeds), batched=batched)
+        if error.relative > ARTIFACT_TOLERANCE:
+            removed = remove(self._checkpoint, name, "native")
+            refuse_mixed_images(name, removed.model, found, batched)
+            where = first_rounding(removed.model, feeds_of(found, error))
+            check(name, "the native plan", error, ARTIFACT_TOLERANCE, where)
+        return error
+
+
+def feeds_of(found: Sequence[Case], error: Error) -> Feeds:
+    """Returns the inputs on which an error was found."""
+    return next(case.feeds for case in found if case.name == error.case)
+
+
+def refuse_mixed_images(name: str, model: ir.Model, found: Sequence[Case], batched: bool) -> None:
+    """Refuses a graph that computes something else of a batch than of its images.
+
+    Raises:
+        UnsupportedGraphError: The images of a batch meet, which a plan cannot express.
+    """
+
+    def image_by_image(feeds: Feeds) -> list[Array]:
+        count = next(iter(feeds.values())).shape[0]
+        parts = [
+            evaluate(model.graph, {key: array[i : i + 1] for key, array in feeds.items()})
+            for i in range(count)
+        ]
+        return [np.concatenate(images) for images in zip(*parts, strict=True)]
+
+    if batched and largest_error(found, image_by_image, batched=True).relative > GRAPH_TOLERANCE:
+        raise UnsupportedGraphError(
+            f"domain {name!r}: the images of a batch depend on each other; the native target runs "
+            "a batch image by image"
+        )
 
 
 def run_engine(engine: Callable[..., Array | list[Array]], feeds: Feeds) -> list[Array]:
@@ -212,13 +327,16 @@ def run_engine(engine: Callable[..., Array | list[Array]], feeds: Feeds) -> list
     return outputs if isinstance(outputs, list) else [outputs]
 
 
-def _check_targets(targets: Sequence[str]) -> None:
+def _check_targets(targets: Sequence[str] | None) -> None:
+    if targets is None:
+        return
     for target in targets:
         if target not in TARGETS:
             raise UsageError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")
         if target not in DEFAULT_TARGETS:
             raise BackendUnavailableError(
-                f"this version of mdprune cannot emit the {target} target; use the onnx target"
+                f"this version of mdprune cannot emit the {target} target; use "
+                f"{' or '.join(DEFAULT_TARGETS)}"
             )
     if not targets:
         raise UsageError(f"no target was named; there are {', '.join(DEFAULT_TARGETS)}")

@@ -32,6 +32,19 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A target that the bundle lacks though it was not refused.
+
+    Attributes:
+        target: The target, such as `native`.
+        reason: What it lacks, and of which domain where it is one.
+    """
+
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class LayerFigures:
     """One convolution or matrix product of one domain; parameters count weights without biases.
 
@@ -56,7 +69,10 @@ class LayerFigures:
 
 @dataclass(frozen=True)
 class DomainReport:
-    """The figures of one domain; parameters count weights without biases and norms."""
+    """The figures of one domain; parameters count weights without biases and norms.
+
+    `params_emitted`, `macs_emitted` and `layers` are those of the `onnx` target where there is one.
+    """
 
     params_dense: int
     params_used: int
@@ -76,11 +92,12 @@ class CompileReport:
         domains: Figures per domain, in the checkpoint's order.
         params_union: Weight elements that at least one domain uses: what must be stored.
         params_intersection: Weight elements that all domains use.
-        bytes_shared: Bytes of the weight file that two or more domains name.
-        bytes_private: Bytes of the weight file that one domain names.
+        bytes_shared: Bytes of the weight files of all targets that two or more domains name.
+        bytes_private: Bytes of the weight files of all targets that one domain names.
         seconds: Wall-clock time of the compile; None in a bundle, which is the same whenever it was
             made.
         held: Every place where a masked channel could not be removed.
+        missing: Targets that a compile for all targets could not emit.
         budget: The budget that the masks were fitted to, None for masks as they were.
         metric: What the budget counted.
         fit: How boolean masks outside the budget were cut, None for not at all.
@@ -93,6 +110,7 @@ class CompileReport:
     bytes_private: int
     seconds: float | None
     held: tuple[Held, ...] = ()
+    missing: tuple[Missing, ...] = ()
     budget: float | None = None
     metric: str = "params"
     fit: str | None = None

@@ -450,40 +450,27 @@ class Tiling {
       for (std::size_t p = 0; p < count; ++p) out[p] = x + pixels[p] * call_.in_channels;
       return;
     }
+    // All pixels of a tile lie in one row of the output.
     const Window& w = call_.window;
-    std::array<std::array<std::ptrdiff_t, 3>, kMaxPixels> origin;
-    std::array<std::size_t, kMaxPixels> image;
-    for (std::size_t p = 0; p < count; ++p) {
-      std::size_t rest = pixels[p];
-      for (std::size_t axis = 3; axis-- > 0;) {
-        const auto at = static_cast<std::ptrdiff_t>(rest % w.output[axis]);
-        rest /= w.output[axis];
-        const auto pad = static_cast<std::ptrdiff_t>(w.pad[axis]);
-        const auto stride = static_cast<std::ptrdiff_t>(w.stride[axis]);
-        origin[p][axis] = call_.transposed ? at + pad : at * stride - pad;
-      }
-      image[p] = rest;
-    }
+    std::size_t rest = pixels[0] / w.output[2];
+    const std::ptrdiff_t row = origin(rest % w.output[1], 1);
+    rest /= w.output[1];
+    const std::ptrdiff_t plane = origin(rest % w.output[0], 0);
+    const std::size_t image = rest / w.output[0] * w.input[0];
+    const std::size_t begin = pixels[0] % w.output[2];
+    std::array<std::ptrdiff_t, kMaxPixels> column;
+    for (std::size_t p = 0; p < count; ++p) column[p] = origin(begin + pixels[p] - pixels[0], 2);
     for (std::size_t tap = first; tap < last; tap += step, out += count) {
-      const std::array<std::size_t, 3> k = {tap / (w.kernel[2] * w.kernel[1]),
-                                            tap / w.kernel[2] % w.kernel[1], tap % w.kernel[2]};
+      const std::size_t z = input(plane, tap / (w.kernel[2] * w.kernel[1]), 0);
+      const std::size_t y = input(row, tap / w.kernel[2] % w.kernel[1], 1);
+      out[0] = nullptr;
+      if (z == kOutside || y == kOutside) continue;
+      const float* const from = x + ((image + z) * w.input[1] + y) * w.input[2] * call_.in_channels;
       bool any = false;
       for (std::size_t p = 0; p < count; ++p) {
-        std::size_t at = image[p];
-        bool inside = true;
-        for (std::size_t axis = 0; axis < 3; ++axis) {
-          const auto offset = static_cast<std::ptrdiff_t>(k[axis] * w.dilation[axis]);
-          std::ptrdiff_t position = origin[p][axis] + (call_.transposed ? -offset : offset);
-          if (call_.transposed) {
-            const auto stride = static_cast<std::ptrdiff_t>(w.stride[axis]);
-            inside = inside && position >= 0 && position % stride == 0;
-            position /= stride;
-          }
-          inside = inside && position >= 0 && position < static_cast<std::ptrdiff_t>(w.input[axis]);
-          at = at * w.input[axis] + static_cast<std::size_t>(inside ? position : 0);
-        }
-        out[p] = inside ? x + at * call_.in_channels : zeros;
-        any = any || inside;
+        const std::size_t at = input(column[p], tap % w.kernel[2], 2);
+        out[p] = at == kOutside ? zeros : from + at * call_.in_channels;
+        any = any || at != kOutside;
       }
       if (!any) out[0] = nullptr;
     }
@@ -499,6 +486,28 @@ class Tiling {
     }
     return pointwise;
   }
+  static constexpr std::size_t kOutside = std::numeric_limits<std::size_t>::max();
+
+  // Where the window of an output position begins. Transposed: the position that taps count back from.
+  std::ptrdiff_t origin(std::size_t position, std::size_t axis) const {
+    const auto at = static_cast<std::ptrdiff_t>(position);
+    const auto pad = static_cast<std::ptrdiff_t>(call_.window.pad[axis]);
+    if (call_.transposed) return at + pad;
+    return at * static_cast<std::ptrdiff_t>(call_.window.stride[axis]) - pad;
+  }
+
+  // The input position that a tap of a window reads.
+  std::size_t input(std::ptrdiff_t origin, std::size_t tap, std::size_t axis) const {
+    const Window& w = call_.window;
+    const auto offset = static_cast<std::ptrdiff_t>(tap * w.dilation[axis]);
+    auto at = static_cast<std::size_t>(call_.transposed ? origin - offset : origin + offset);
+    if (call_.transposed) {
+      if (origin < offset || at % w.stride[axis] != 0) return kOutside;
+      at /= w.stride[axis];
+    }
+    return at < w.input[axis] ? at : kOutside;  // what is negative became large
+  }
+
   std::size_t phase_length(std::size_t phase) const {
     return (length_ - phase + phases_ - 1) / phases_;
   }

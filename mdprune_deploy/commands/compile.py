@@ -29,8 +29,13 @@ def compile(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The bundle.")],
     budget: BudgetOption = None,
     target: Annotated[
-        str, typer.Option("--target", metavar="T,...", help="What to emit.")
-    ] = ",".join(pipeline.DEFAULT_TARGETS),
+        str | None,
+        typer.Option(
+            "--target",
+            metavar="T,...",
+            help="What to emit: onnx, native; both by default, native where it can be.",
+        ),
+    ] = None,
     metric: MetricOption = "params",
     fit: FitOption = None,
     force: Annotated[
@@ -45,7 +50,9 @@ def compile(
             output,
             budget=budget,
             metric=metric,
-            targets=[name.strip() for name in target.split(",") if name.strip()],
+            targets=None
+            if target is None
+            else [name.strip() for name in target.split(",") if name.strip()],
             fit=fit,
             overwrite=force,
             progress=lambda domain, stage, done, total: tick(f"{domain}, {stage}", done, total),
@@ -73,9 +80,11 @@ def show(report: CompileReport, output: Path) -> None:
     print_table(f"{output}: every domain equals its reference", headings, rows)
     print(
         f"All domains together use {report.params_union:,} weights, {report.params_intersection:,} "
-        f"of them in common. The weight file: {size(report.bytes_shared)} that several domains "
+        f"of them in common. The weight files: {size(report.bytes_shared)} that several domains "
         f"name, {size(report.bytes_private)} that one names."
     )
+    for missing in report.missing:
+        print(f"The bundle has no {missing.target} target: {missing.reason}.")
     show_held(len(report.held), sum(held.channels for held in report.held))
     if report.seconds is not None:
         print(f"Compiled and checked in {report.seconds:.1f} s.")

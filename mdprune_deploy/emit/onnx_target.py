@@ -103,8 +103,7 @@ class OnnxTarget:
             UnsupportedGraphError: The model is not valid ONNX, or ONNX Runtime does not take it.
             OSError: A file cannot be written.
         """
-        inputs = tuple(_tensor_spec(domain, value) for value in model.graph.inputs)
-        outputs = tuple(_tensor_spec(domain, value) for value in model.graph.outputs)
+        described = describe(domain, model.graph, labels)
         path = self._folder / f"{self._stems[domain]}.onnx"
         proto = write_model(model, path, self.store, domain)
         self.store.flush()
@@ -114,13 +113,23 @@ class OnnxTarget:
             variant = write_mapped(proto, path, self.store, domain, self._layout)
             mapped = (dataclasses.replace(variant, file=f"{FOLDER}/{variant.file}"),)
             self.store.flush()
-        return DomainModel(
-            labels=None if labels is None else tuple(labels),
-            inputs=inputs,
-            outputs=outputs,
-            dynamic_batch=all(spec.shape[:1] == (None,) for spec in inputs),
-            onnx=OnnxFiles(f"{FOLDER}/{path.name}", f"{FOLDER}/{WEIGHTS}", mapped),
-        )
+        files = OnnxFiles(f"{FOLDER}/{path.name}", f"{FOLDER}/{WEIGHTS}", mapped)
+        return dataclasses.replace(described, onnx=files)
+
+
+def describe(domain: str, graph: ir.Graph, labels: Sequence[str] | None) -> DomainModel:
+    """Returns what a caller must know to run a graph, in float32, without any target's files.
+
+    Raises:
+        UnsupportedGraphError: An input or output has no shape or element type.
+    """
+    inputs = tuple(_tensor_spec(domain, value) for value in graph.inputs)
+    return DomainModel(
+        labels=None if labels is None else tuple(labels),
+        inputs=inputs,
+        outputs=tuple(_tensor_spec(domain, value) for value in graph.outputs),
+        dynamic_batch=all(spec.shape[:1] == (None,) for spec in inputs),
+    )
 
 
 def _tensor_spec(domain: str, value: ir.Value) -> TensorSpec:
@@ -129,7 +138,8 @@ def _tensor_spec(domain: str, value: ir.Value) -> TensorSpec:
             f"domain {domain!r}: input or output {value.name!r} has no shape or element type"
         )
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return TensorSpec(value.name, shape, value.dtype.numpy().name)
+    dtype = ir.DataType.FLOAT if value.dtype == ir.DataType.DOUBLE else value.dtype
+    return TensorSpec(value.name, shape, dtype.numpy().name)
 
 
 def _check(path: Path, domain: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mdprune_deploy.bundle import Bundle, read_bundle
 from mdprune_deploy.engines.base import Array, Engine
-from mdprune_deploy.engines.ort import OnnxRuntimeEngine, Variant
+from mdprune_deploy.engines.native import NativeEngine
+from mdprune_deploy.engines.ort import OnnxRuntimeEngine
 from mdprune_deploy.errors import BackendUnavailableError, UsageError
 
 __all__ = ["ENGINES", "Array", "Engine", "load"]
@@ -20,7 +21,7 @@ def load(
     engine: str = "native",
     threads: int = 1,
     *,
-    variant: Variant | None = None,
+    variant: str | None = None,
 ) -> Engine:
     """Loads one domain of a bundle.
 
@@ -30,7 +31,8 @@ def load(
         domain: The domain's name.
         engine: `"native"`, `"onnxruntime"` or `"tensorrt"`.
         threads: Threads that one call uses.
-        variant: For `"onnxruntime"`: `"portable"` or `"mapped"` to insist on one.
+        variant: For `"onnxruntime"`: `"portable"` or `"mapped"` to insist on one. For `"native"`:
+            an instruction set, such as `"avx2"` or `"portable"`.
 
     Returns:
         The engine; `engine(x)` runs it and `engine.variant` tells what runs.
@@ -46,8 +48,22 @@ def load(
     models = bundle.manifest.models
     if domain not in models:
         raise UsageError(f"unknown domain {domain!r}; {bundle.root} has {', '.join(models)}")
-    if engine != "onnxruntime":
+    if engine == "tensorrt":
         raise BackendUnavailableError(
-            f"this version of mdprune has no {engine} engine; use the onnxruntime engine"
+            "this version of mdprune has no tensorrt engine; use the native or onnxruntime engine"
         )
+    if engine == "native":
+        _check_native(bundle, domain)
+        return NativeEngine(bundle.root, domain, models[domain], threads, variant)
     return OnnxRuntimeEngine(bundle.root, domain, models[domain], threads, variant)
+
+
+def _check_native(bundle: Bundle, domain: str) -> None:
+    """Says why a bundle has no native target, where the compile recorded it."""
+    if bundle.manifest.models[domain].native is not None:
+        return
+    for missing in bundle.manifest.report.missing:
+        if missing.target == "native":
+            raise BackendUnavailableError(
+                f"{bundle.root} has no native target: {missing.reason}; use the onnxruntime engine"
+            )

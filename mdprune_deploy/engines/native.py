@@ -98,7 +98,8 @@ class NativeEngine:
                 f"domain {self.domain!r}: all inputs need one batch size of at least 1, given "
                 f"{', '.join(str(array.shape[0]) for array in arrays)}"
             )
-        return sizes.pop()
+        size: int = sizes.pop()
+        return size
 
 
 class _Options(Structure):

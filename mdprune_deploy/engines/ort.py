@@ -48,7 +48,7 @@ class OnnxRuntimeEngine:
         domain: str,
         model: DomainModel,
         threads: int = 1,
-        variant: Variant | None = None,
+        variant: str | None = None,
     ) -> None:
         if threads < 1:
             raise UsageError(f"threads is {threads}, at least 1 is needed")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from ...errors import UnsupportedGraphError
 from ...evaluate import Array
 from ...layout.store import StoreWriter
 from ...manifest import NativeFiles
+from ...report import LayerFigures
 from .arena import place_activations
 from .draft import Draft, DraftTensor
 from .lower import lower
@@ -78,6 +80,12 @@ class NativeTarget:
     ) -> None:
         self.store.close()
 
+    def discard(self) -> None:
+        """Removes all that was written; nothing can be added after that."""
+        self.store.close()
+        self._pending.clear()
+        shutil.rmtree(self._folder)
+
     def add(
         self,
         domain: str,
@@ -85,6 +93,7 @@ class NativeTarget:
         feeds: Mapping[str, Array],
         *,
         dynamic_batch: bool,
+        layers: Sequence[LayerFigures] = (),
         labels: Sequence[str] | None = None,
     ) -> None:
         """Takes one domain.
@@ -94,6 +103,7 @@ class NativeTarget:
             model: The domain's narrowed graph in float64, with its batch norms.
             feeds: Example inputs by name.
             dynamic_batch: Whether the batch is free; the plan is then made for one image.
+            layers: The graph's figures.
             labels: Class names.
 
         Raises:
@@ -113,7 +123,14 @@ class NativeTarget:
                 offsets[number] = self.store.add(tensor.array.astype("<f4"), domain).offset
                 place = Place.WEIGHTS  # the bytes are in the file
                 draft.tensors[number] = dataclasses.replace(tensor, place=place, array=None)
-        self._pending[domain] = _Pending(draft, offsets, dynamic_batch, tuple(labels or ()))
+        self._pending[domain] = _Pending(
+            draft,
+            offsets,
+            dynamic_batch,
+            tuple(labels or ()),
+            sum(layer.params_emitted for layer in layers),
+            sum(layer.macs_emitted for layer in layers),
+        )
 
     def finish(self) -> dict[str, NativeFiles]:
         """Writes plans and index; returns the manifest's entries by domain."""
@@ -129,7 +146,9 @@ class NativeTarget:
             path.write_bytes(content)
             index.append((domain, path.name, len(content)))
             weights = tuple(f"{FOLDER}/{file.name}" for file in plan.files)
-            found[domain] = NativeFiles(f"{FOLDER}/{path.name}", weights, plan.arena)
+            found[domain] = NativeFiles(
+                f"{FOLDER}/{path.name}", weights, plan.arena, pending.params, pending.macs
+            )
         (self._folder / INDEX).write_bytes(index_bytes(index))
         return found
 
@@ -143,12 +162,16 @@ class _Pending:
         offsets: Byte offset in the weight file by tensor.
         dynamic_batch: Whether the batch is free.
         labels: Class names.
+        params: Weight elements that it reads.
+        macs: Its multiply-accumulates.
     """
 
     draft: Draft
     offsets: dict[int, int]
     dynamic_batch: bool
     labels: tuple[str, ...]
+    params: int
+    macs: int
 
     def take_parts(self, placed: Mapping[int, Placed]) -> None:
         """Puts the places of shared weights in."""
