@@ -1,0 +1,19 @@
+# make install: headers, libraries, a CMake package and a pkg-config file.
+
+include(CMakePackageConfigHelpers)
+
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/mdprune)
+install(TARGETS ${libraries} EXPORT mdprune
+  LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(FILES include/mdprune.h include/mdprune.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(EXPORT mdprune NAMESPACE mdprune:: FILE mdprune-targets.cmake DESTINATION ${package_dir})
+configure_package_config_file(cmake/mdprune-config.cmake.in
+  ${CMAKE_CURRENT_BINARY_DIR}/mdprune-config.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/mdprune-config-version.cmake
+  COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/mdprune-config.cmake
+  ${CMAKE_CURRENT_BINARY_DIR}/mdprune-config-version.cmake DESTINATION ${package_dir})
+
+configure_file(cmake/mdprune.pc.in ${CMAKE_CURRENT_BINARY_DIR}/mdprune.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/mdprune.pc
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -1,0 +1,35 @@
+// An opened bundle: plans of all domains over weight files that are mapped once.
+
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "files.h"
+#include "plan.h"
+
+namespace mdprune {
+
+struct Domain {
+  std::string name;
+  Plan plan;
+};
+
+struct Model {
+  std::map<std::string, MappedFile> weights;
+  std::vector<Domain> domains;  // one at least
+
+  mdp_memory memory() const;
+};
+
+// Throws Failure. A bundle that is replaced meanwhile is read again, so that the model is the old
+// or the new one, never a mix.
+std::shared_ptr<const Model> open_model(const char* path);
+
+}  // namespace mdprune
+
+struct mdp_model {
+  std::shared_ptr<const mdprune::Model> shared;
+};

@@ -1,0 +1,143 @@
+// Convolution: every operand is checked here, the kernel trusts them.
+
+#include <cstring>
+#include <vector>
+
+#include "window.h"
+
+namespace mdprune {
+namespace {
+
+class Convolution : public Operator {
+ public:
+  cpu::Convolution constant{};  // all but the operands below
+  std::vector<cpu::Slab> slabs;
+  Address x, y, scale, shift, residual, y2, scale2, shift2;
+
+  void run(const Memory& memory, const cpu::Kernels& kernels,
+           const cpu::Parallel& parallel) const override {
+    cpu::Convolution now = constant;
+    now.slabs = slabs.empty() ? nullptr : slabs.data();
+    now.x = x.read(memory);
+    now.y = y.write(memory);
+    now.scale = scale.read(memory);
+    now.shift = shift.read(memory);
+    now.residual = residual.read(memory);
+    now.y2 = y2.write(memory);
+    now.scale2 = scale2.read(memory);
+    now.shift2 = shift2.read(memory);
+    kernels.convolution(now, parallel);
+  }
+};
+
+std::size_t count_bits(const std::uint32_t* words, std::size_t count) {
+  std::size_t bits = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::uint32_t word = words[i]; word != 0; word &= word - 1) ++bits;
+  }
+  return bits;
+}
+
+cpu::Slab read_slab(Words& words, std::size_t taps, std::size_t filters) {
+  const Tensor& weight = words.constant();
+  require(weight.rank == 3 && weight.sizes[0] == taps, "a slab is not (taps, rows, filters)");
+  cpu::Slab slab{reinterpret_cast<const float*>(weight.constant), weight.sizes[1], weight.sizes[2],
+                 nullptr};
+  if (const Tensor* bits = words.optional_integers()) {
+    slab.bits = reinterpret_cast<const std::uint32_t*>(bits->constant);
+    require(bits->elements == (slab.filters + 31) / 32, "a slab's bit set has the wrong length");
+    const std::uint32_t last = slab.bits[bits->elements - 1];
+    require(slab.filters % 32 == 0 || last >> (slab.filters % 32) == 0,
+            "a slab's bit set goes past its filters");
+    require(count_bits(slab.bits, bits->elements) == filters,
+            "a slab's bit set does not select the output's filters");
+  } else {
+    require(slab.filters == filters, "a slab's filters are not the output's");
+  }
+  return slab;
+}
+
+void read_weights(Words& words, Convolution& made, std::size_t taps) {
+  cpu::Convolution& c = made.constant;
+  const bool packed = words.below(2) == 1;
+  const std::uint32_t count = words.next();
+  require(c.filters % c.groups == 0, "the filters do not divide into the groups");
+  if (packed) {
+    require(count == 1, "a packed convolution has one weight");
+    const Tensor& weight = words.constant();
+    require(words.optional_integers() == nullptr, "a packed convolution has a bit set");
+    const std::size_t blocks = (c.filters / c.groups + 15) / 16;
+    require(weight.rank == 5 && weight.sizes[0] == c.groups && weight.sizes[1] == blocks &&
+                weight.sizes[2] == taps && weight.sizes[4] == 16,
+            "a packed weight is not (groups, blocks, taps, rows, 16)");
+    c.reduction = weight.sizes[3];
+    c.packed = reinterpret_cast<const float*>(weight.constant);
+    return;
+  }
+  require(c.groups == 1, "a convolution of slabs has groups");
+  require(count >= 1, "a convolution has no weight");
+  for (std::uint32_t k = 0; k < count; ++k) {
+    made.slabs.push_back(read_slab(words, taps, c.filters));
+    c.reduction += made.slabs.back().rows;
+  }
+  c.slab_count = made.slabs.size();
+}
+
+}  // namespace
+
+std::unique_ptr<const Operator> read_convolution(Words& words) {
+  auto made = std::make_unique<Convolution>();
+  cpu::Convolution& c = made->constant;
+  const Tensor& x = words.input();
+  const Tensor& y = words.output();
+  const std::size_t filters = y.last();
+  const Tensor* scale = words.optional_input(filters);
+  const Tensor* shift = words.optional_input(filters);
+  const Tensor* residual = words.optional_input(y.elements);
+  const Tensor* index = words.optional_integers();
+  c.activation = words.activation();
+  const Tensor* y2 = words.optional_output();
+  const Tensor* scale2 = words.optional_input(filters);
+  const Tensor* shift2 = words.optional_input(filters);
+  c.activation2 = words.activation();
+  require(y2 == nullptr || y2->elements == y.elements, "the second output has another size");
+  require(y2 != nullptr || (scale2 == nullptr && shift2 == nullptr),
+          "what makes the second output is there without it");
+
+  const WindowShape shape = read_window(words, x, y);
+  c.transposed = words.below(2) == 1;
+  check_window(shape.window, c.transposed ? shape.window.input : shape.window.output);
+  c.batch = shape.batch;
+  c.window = shape.window;
+  c.in_channels = shape.channels;
+  c.filters = filters;
+  c.groups = words.positive();
+  read_weights(words, *made, shape.taps());
+  const std::size_t reads = product({c.groups, c.reduction});
+  if (index != nullptr) {
+    c.index = checked_index(*index, reads, c.in_channels);
+  } else {
+    require(reads == c.in_channels, "the weight's input channels are not those of the input");
+  }
+
+  for (const Tensor* input : {&x, scale, shift, scale2, shift2}) {
+    check_overlap(y, input);
+    if (y2 != nullptr) check_overlap(*y2, input);
+  }
+  check_overlap(y, residual, Overlap::kSame);
+  if (y2 != nullptr) {
+    check_overlap(*y2, residual);
+    check_overlap(*y2, &y);
+  }
+  made->x = Address(x);
+  made->y = Address(y);
+  made->scale = Address(scale);
+  made->shift = Address(shift);
+  made->residual = Address(residual);
+  made->y2 = Address(y2);
+  made->scale2 = Address(scale2);
+  made->shift2 = Address(shift2);
+  return made;
+}
+
+}  // namespace mdprune
