@@ -16,9 +16,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx_models import conv_net, image, write_bundle
 
 from mdprune_deploy.bundle import read_bundle
-from mdprune_deploy.engines import ENGINES, Engine, load
+from mdprune_deploy.engines import Engine, load
 from mdprune_deploy.errors import BackendUnavailableError, BundleError, UsageError
 from mdprune_deploy.layout.nchwc import BlockedLayout, host_layout
+from mdprune_deploy.report import Missing
 
 SAME = 2e-6
 """Of the largest output: float32 sums of under 300 products, in another order."""
@@ -161,12 +162,32 @@ def test_unknown_names_are_refused_with_what_there_is(bundle: Path) -> None:
         load(bundle, "first", "onnxruntime", threads=0)
 
 
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "onnxruntime"])
-def test_engines_to_come_say_what_to_use(bundle: Path, engine: str) -> None:
-    message = f"has no {engine} engine; use the onnxruntime engine"
+def test_engines_to_come_say_what_to_use(bundle: Path) -> None:
+    message = "has no tensorrt engine; use the native or onnxruntime engine"
     with pytest.raises(BackendUnavailableError, match=message) as caught:
-        load(bundle, "first", engine)
+        load(bundle, "first", "tensorrt")
     assert caught.value.exit_code == 7
+
+
+def test_bundle_without_the_native_target_is_refused(bundle: Path) -> None:
+    with pytest.raises(
+        BackendUnavailableError,
+        match="no native target for domain 'first'; compile it with --target native",
+    ):
+        load(bundle, "first", "native")
+
+
+def test_bundle_says_why_it_has_no_native_target(bundle: Path) -> None:
+    found = read_bundle(bundle)
+    missing = (Missing("native", "LSTM (node 'l'): the native target lacks it"),)
+    report = dataclasses.replace(found.manifest.report, missing=missing)
+    changed = dataclasses.replace(
+        found, manifest=dataclasses.replace(found.manifest, report=report)
+    )
+    with pytest.raises(
+        BackendUnavailableError, match="has no native target: LSTM .node 'l'.*use the onnxruntime"
+    ):
+        load(changed, "first", "native")
 
 
 def test_bundle_without_the_onnx_target_is_refused(bundle: Path) -> None:

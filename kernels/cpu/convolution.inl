@@ -415,6 +415,8 @@ class Tiling {
     }
     per_row_ = 0;
     for (std::size_t phase = 0; phase < phases_; ++phase) per_row_ += cuts(phase);
+    even_ = length_ / per_row_;
+    longer_ = length_ % per_row_;
   }
 
   std::size_t count() const { return rows_ * per_row_; }
@@ -424,8 +426,15 @@ class Tiling {
 
   // Fills in the pixels of a tile; returns how many.
   std::size_t tile(std::size_t number, std::size_t* pixels) const {
-    const std::size_t row = number / per_row_;
-    std::size_t cut = number % per_row_, phase = 0;
+    const std::size_t row = rows_ == 1 ? 0 : number / per_row_;
+    std::size_t cut = number - row * per_row_;
+    if (phases_ == 1) {
+      const std::size_t begin = row * length_ + cut * even_ + std::min(cut, longer_);
+      const std::size_t size = even_ + (cut < longer_ ? 1 : 0);
+      for (std::size_t i = 0; i < size; ++i) pixels[i] = begin + i;
+      return size;
+    }
+    std::size_t phase = 0;
     while (cut >= cuts(phase)) cut -= cuts(phase++);
     const std::size_t size = phase_length(phase), parts = cuts(phase);
     const std::size_t begin = cut * size / parts, end = (cut + 1) * size / parts;
@@ -518,6 +527,7 @@ class Tiling {
   bool pointwise_;
   std::size_t pixels_;
   std::size_t rows_, length_, phases_, per_row_;
+  std::size_t even_, longer_;  // length of a tile, and how many are one longer, where phases_ is 1
 };
 
 // One unit of work: a panel of filters on a share of the tiles.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
 from ..evaluate import Array, constant_array
-from .elements import Known, Needed, Sets, compress, live
+from .elements import Indices, Known, Needed, Sets, compress, live
 from .trace import Trace
 from .widening import BLOCKED, Widening
 
@@ -40,6 +41,8 @@ class Facts:
         kept: The product set that is emitted; only values that are emitted have one.
         required: What each node reads, by node and input index.
         widening: What may be kept and read besides.
+        orders: By value, all of its channels in the order of all domains; others have the natural
+            one.
     """
 
     trace: Trace
@@ -49,6 +52,7 @@ class Facts:
     kept: dict[ir.Value, Sets] = field(default_factory=dict)
     required: dict[tuple[ir.Node, int], Requirement] = field(default_factory=dict)
     widening: Widening = BLOCKED
+    orders: Mapping[str, Indices] = field(default_factory=dict)
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """Returns the shape at the example input."""

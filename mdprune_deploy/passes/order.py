@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from .elements import Indices, Sets, indices_of, same, sizes
 from .facts import Facts, Requirement
-from .operators import elementwise, mixing, operator, product
+from .operators import elementwise, mixing, movement, operator, product
 from .operators.product import BLOCK
 from .place import MOVE, whole_blocks
 
@@ -202,6 +202,9 @@ def _is_per_channel(node: ir.Node, facts: Facts) -> bool:
     """Tells whether channel i of the output depends on channel i of the operands alone."""
     entry = operator(node)
     output = node.outputs[0]
+    if isinstance(entry, movement.Reshape):
+        source = entry.sources(node)[0]
+        return facts.shape(source)[: _AXIS + 1] == facts.shape(output)[: _AXIS + 1]
     same_rank = all(
         value is None
         or value.is_initializer()

@@ -45,12 +45,14 @@ class TiedValues:
 
     Attributes:
         names: Their names.
+        weights: The weights whose filters they are; a weight has one order.
         size: Their channels in the masked dense graph.
         pinned: Whether something depends on the natural order.
         kept: What the products among their producers keep.
     """
 
     names: tuple[str, ...]
+    weights: frozenset[str]
     size: int
     pinned: bool
     kept: tuple[KeptFilters, ...]
@@ -61,6 +63,11 @@ def tied_values(graph: ir.Graph, facts: Facts) -> list[TiedValues]:
     return [
         TiedValues(
             names=tuple(str(value.name) for value in group.values),
+            weights=frozenset(
+                str(node.meta["weight"].name)
+                for value in group.values
+                if (node := value.producer()) is not None and "weight" in node.meta
+            ),
             size=facts.size(group.values[0], _AXIS) if len(facts.shape(group.values[0])) > 1 else 0,
             pinned=group.pinned,
             kept=tuple(found for value in group.values if (found := _kept(value, facts))),
@@ -100,7 +107,8 @@ def global_order(domains: Iterable[Sequence[TiedValues]]) -> dict[str, Indices]:
     orders: dict[str, Indices] = {}
     for groups in members.values():
         sets = _sets(groups)
-        if not sets or any(group.pinned for group in groups):
+        sizes = {group.size for group in groups}
+        if not sets or len(sizes) > 1 or any(group.pinned for group in groups):
             continue
         ordered = gray_order(np.arange(groups[0].size), sets)
         orders.update({name: ordered for group in groups for name in group.names})
@@ -117,7 +125,7 @@ def _united(groups: Iterable[TiedValues]) -> dict[str, str]:
         return name
 
     for group in groups:
-        for name in group.names:
+        for name in (*group.names, *(f"weight {weight}" for weight in group.weights)):
             parent[root(name)] = root(group.names[0])
     return {name: root(name) for name in list(parent)}
 
@@ -137,6 +145,7 @@ def _sets(groups: Iterable[TiedValues]) -> list[Indices]:
 
 def apply_order(graph: ir.Graph, facts: Facts, orders: Mapping[str, Indices]) -> None:
     """Puts the channels of a domain that is placed into the order of all domains, in place."""
+    facts.orders = orders
     for group in classes(graph, facts):
         ordered = orders.get(str(group.values[0].name))
         if group.pinned or ordered is None:

@@ -37,6 +37,8 @@ class StoredWeight:
             bool. None of a grouped product's is.
         used: Per emitted channel whether any live filter has a weight there that is not zero; bool.
         groups: Groups of the layer before removal.
+        order: All filters of `weight` in the order of all domains, which that of `filters` follows;
+            None for the natural one.
     """
 
     use: WeightUse
@@ -47,6 +49,7 @@ class StoredWeight:
     shared: Needed
     used: Needed
     groups: int
+    order: Indices | None
 
 
 def record_stored(
@@ -59,6 +62,7 @@ def record_stored(
     live: Needed,
     channels: Indices,
     groups: int,
+    order: Indices | None,
 ) -> None:
     """Notes on an emitted node what its weight is a part of.
 
@@ -72,6 +76,7 @@ def record_stored(
         live: Per emitted filter whether it computes something.
         channels: The layer's channels.
         groups: Groups of the layer before removal.
+        order: All filters in the order of all domains.
     """
     weight = np.asarray(stored, dtype=np.float32)
     if groups == 1:
@@ -82,4 +87,6 @@ def record_stored(
     else:
         shared = np.zeros(len(channels), dtype=np.bool_)
         used = np.ones(len(channels), dtype=np.bool_)
-    node.meta["stored"] = StoredWeight(use, weight, filters, live, channels, shared, used, groups)
+    node.meta["stored"] = StoredWeight(
+        use, weight, filters, live, channels, shared, used, groups, order
+    )

@@ -392,6 +392,7 @@ class Product(Operator):
                 live=alive,
                 channels=indices_of(requirement.sets, layer.in_axis, layer.channels),
                 groups=layer.groups,
+                order=build.facts.orders.get(str(node.outputs[0].name)),
             )
         return outputs
 
