@@ -185,7 +185,7 @@ def test_bundle_says_why_it_has_no_native_target(bundle: Path) -> None:
         found, manifest=dataclasses.replace(found.manifest, report=report)
     )
     with pytest.raises(
-        BackendUnavailableError, match="has no native target: LSTM .node 'l'.*use the onnxruntime"
+        BackendUnavailableError, match=r"has no native target: LSTM .node 'l'.*use the onnxruntime"
     ):
         load(changed, "first", "native")
 
