@@ -25,6 +25,7 @@ from mdprune_deploy.manifest import DomainModel
 LIBRARY_VARIABLE = "MDPRUNE_LIBRARY"
 """Environment variable that may name the library's file."""
 INDEX = "native/index.bin"
+MAX_RANK = 8
 _MESSAGE_BYTES = 1024
 _OK, _INVALID_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _INTERNAL = 0, 1, 7, 5, 8
 
@@ -82,8 +83,8 @@ class NativeEngine:
         batch = self._batch(arrays)
         inputs = [np.ascontiguousarray(array) for array in arrays]
         outputs = [
-            np.empty([batch if size is None else size for size in spec.shape], dtype=np.float32)
-            for spec in self.outputs
+            np.empty((batch, *shape[1:]) if self._batched else shape, dtype=np.float32)
+            for shape in self._context.output_shapes
         ]
         with self._lock:
             self._context.run(batch if self._batched else 1, inputs, outputs)
@@ -114,6 +115,16 @@ class _Options(Structure):
     )
 
 
+class _Tensor(Structure):
+    _fields_ = (
+        ("name", c_char_p),
+        ("rank", c_size_t),
+        ("dims", c_size_t * MAX_RANK),
+        ("elements", c_size_t),
+        ("batched", c_int),
+    )
+
+
 class _Model:
     """An opened bundle."""
 
@@ -136,6 +147,17 @@ class _Model:
         return found.value
 
 
+    def output_shapes(self, domain: int) -> list[tuple[int, ...]]:
+        """Returns the shapes of a domain's outputs for one image."""
+        found = []
+        for number in range(self.library.mdp_model_output_count(self.handle, domain)):
+            tensor = _Tensor()
+            status = self.library.mdp_model_output(self.handle, domain, number, byref(tensor))
+            _check(status, str(self.root), b"an output cannot be read")
+            found.append(tuple(tensor.dims[: tensor.rank]))
+        return found
+
+
 class _Context:
     """One domain's activations."""
 
@@ -152,8 +174,9 @@ class _Context:
         )
         _check(status, f"domain {domain!r}", message.value)
         self._close = weakref.finalize(self, self._library.mdp_context_destroy, self._handle)
-        status = self._library.mdp_context_select_domain(self._handle, model.find(domain))
-        self._check(status)
+        number = model.find(domain)
+        self._check(self._library.mdp_context_select_domain(self._handle, number))
+        self.output_shapes = model.output_shapes(number)
 
     @property
     def isa(self) -> str:
@@ -248,6 +271,8 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mdp_model_open": (c_int, [c_char_p, POINTER(c_void_p), c_char_p, c_size_t]),
     "mdp_model_close": (None, [c_void_p]),
     "mdp_model_find_domain": (c_int, [c_void_p, c_char_p, POINTER(c_size_t)]),
+    "mdp_model_output_count": (c_size_t, [c_void_p, c_size_t]),
+    "mdp_model_output": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(_Tensor)]),
     "mdp_context_create": (
         c_int, [c_void_p, POINTER(_Options), POINTER(c_void_p), c_char_p, c_size_t],
     ),
