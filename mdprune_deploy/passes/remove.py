@@ -11,6 +11,7 @@ from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..report import Held, LayerFigures
 from .bind import WeightUse, bind
+from .elements import Indices
 from .emit_graph import Origin, emit_graph
 from .facts import Facts
 from .figures import UsedPairs, held_channels, layer_figures, used_sets
@@ -20,6 +21,7 @@ from .normalize import normalize
 from .order import order
 from .place import place
 from .rearrange import rearrange
+from .shared_order import apply_order, global_order, tied_values
 from .trace import resolve_shapes
 from .widening import BLOCKED, GATHERED
 
@@ -66,7 +68,27 @@ def remove(checkpoint: Checkpoint, domain: str, target: str = "onnx") -> Removed
     return remove_for(checkpoint, domain, [target])[target]
 
 
-def remove_for(checkpoint: Checkpoint, domain: str, targets: Sequence[str]) -> dict[str, Removed]:
+def shared_orders(checkpoint: Checkpoint) -> dict[str, Indices]:
+    """Returns the order of channels that serves all domains of a target with shared weights.
+
+    Returns:
+        By value, all of its channels; values without an entry have the natural order.
+    """
+    found = []
+    for domain in checkpoint.domains:
+        model, facts = analyzed(checkpoint, domain)
+        facts.widening = GATHERED
+        place(model.graph, facts)
+        found.append(tied_values(model.graph, facts))
+    return global_order(found)
+
+
+def remove_for(
+    checkpoint: Checkpoint,
+    domain: str,
+    targets: Sequence[str],
+    orders: Mapping[str, Indices] | None = None,
+) -> dict[str, Removed]:
     """Removes from one domain all that its outputs do not depend on.
 
     Args:
@@ -74,6 +96,7 @@ def remove_for(checkpoint: Checkpoint, domain: str, targets: Sequence[str]) -> d
         domain: One of its domains.
         targets: What the graphs are for: `onnx`, `native`. What is used and held is the same for
             all; what is emitted besides is not.
+        orders: What `shared_orders` gave, for the native target.
     """
     model, facts = analyzed(checkpoint, domain)
     found: dict[str, Removed] = {}
@@ -82,6 +105,8 @@ def remove_for(checkpoint: Checkpoint, domain: str, targets: Sequence[str]) -> d
         place(model.graph, facts)
         if facts.widening.ordered:
             order(model.graph, facts)
+        elif orders:
+            apply_order(model.graph, facts, orders)
         emitted, origins = emit_graph(model, facts)
         if target != "native":
             fold_batch_norms(emitted)

@@ -12,7 +12,7 @@ from mdprune_deploy.evaluate import constant_array
 from mdprune_deploy.passes import place as placing
 from mdprune_deploy.passes.operators import product
 from mdprune_deploy.passes.operators.product import BLOCK
-from mdprune_deploy.passes.order import gray_order, _touched
+from mdprune_deploy.passes.order import _touched, gray_order
 from mdprune_deploy.passes.remove import analyzed
 
 ODD = range(1, 32, 2)

@@ -98,8 +98,16 @@ def test_any_order_of_the_free_values_is_exact(drawn: Drawn, seed: int) -> None:
         assert_exact(drawn.network, domain, model, facts)
 
 
-def group(names: str, *kept: list[int], size: int = 8, pinned: bool = False) -> TiedValues:
-    return TiedValues(tuple(names), size, pinned, tuple(KeptFilters(np.array(k), 1) for k in kept))
+def group(
+    names: str, *kept: list[int], size: int = 8, pinned: bool = False, weights: str = ""
+) -> TiedValues:
+    return TiedValues(
+        tuple(names),
+        frozenset(weights),
+        size,
+        pinned,
+        tuple(KeptFilters(np.array(k), 1) for k in kept),
+    )
 
 
 def test_the_common_core_lies_first_and_sets_are_few_runs() -> None:
@@ -122,3 +130,29 @@ def test_ties_of_any_domain_hold_for_all() -> None:
     assert set(orders) == {"a", "b", "c"}
     assert orders["a"].tolist() == orders["b"].tolist() == orders["c"].tolist()
     assert global_order([[group("ab", [1])], [group("bc", [2], pinned=True)]]) == {}
+
+
+def test_a_weight_has_one_order() -> None:
+    orders = global_order([[group("a", [1], weights="w"), group("b", [5], weights="wv")]])
+    assert orders["a"].tolist() == orders["b"].tolist()
+    pinned = [group("a", [1], weights="w"), group("b", [5], weights="w", pinned=True)]
+    assert global_order([pinned]) == {}
+    square = [group("a", [1], weights="w"), group("b", [5], weights="w", size=9)]
+    assert global_order([square]) == {}  # one reads it transposed
+
+
+def test_channels_keep_their_order_in_a_flattening() -> None:
+    n = Network()
+    pooled = n.mean(n.conv_bn_act("x", 8), keep=True)
+    n.outputs.append(n.linear(n.flatten(pooled), 3))
+    domain = Domain({n.layers[1].weight: mask([1, 0, 1, 1, 0, 0, 1, 0])})
+    model, facts = placed(n, domain)
+    conv = n.nodes[0].name
+    orders = global_order([tied_values(model.graph, facts)])
+    assert orders[conv][:4].tolist() == [0, 2, 3, 6]
+    apply_order(model.graph, facts, {name: np.arange(8)[::-1] for name in orders})
+    emitted = emit_graph(model, facts)[0]
+    first, second = (node.meta["stored"] for node in emitted.graph if "stored" in node.meta)
+    assert first.filters.tolist() == [6, 3, 2, 0] and first.order.tolist() == list(range(8))[::-1]
+    assert second.order is None
+    assert_exact(n, domain, model, facts)
