@@ -21,8 +21,8 @@ class Failure : public std::exception {
   std::string text_;
 };
 
-// A file that is missing or not the one that another file speaks of: what a reader sees while the
-// bundle is being replaced. Opening is tried again.
+// A file is missing, or not the one that another file speaks of, because the bundle is being
+// replaced: opening it is tried again.
 class Stale : public Failure {
  public:
   using Failure::Failure;

@@ -94,4 +94,11 @@ bool Directory::holds(const std::string& name, const FileIdentity& identity) con
          identify(status) == identity;
 }
 
+bool Directory::is_same(const Directory& other) const {
+  struct stat own;
+  struct stat others;
+  return ::fstat(descriptor_, &own) == 0 && ::fstat(other.descriptor_, &others) == 0 &&
+         own.st_dev == others.st_dev && own.st_ino == others.st_ino;
+}
+
 }  // namespace mdprune

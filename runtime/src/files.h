@@ -54,6 +54,7 @@ class Directory {
   // `name` is a plain name; links are not followed.
   MappedFile map(const std::string& name) const;
   bool holds(const std::string& name, const FileIdentity& identity) const;
+  bool is_same(const Directory& other) const;
 
  private:
   explicit Directory(int descriptor) : descriptor_(descriptor) {}

@@ -57,13 +57,19 @@ std::shared_ptr<const Model> open_once(const char* path) {
   const Directory bundle(path);
   const Directory native = bundle.directory("native");
   const MappedFile index = native.map(kIndex);
+  const auto replaced = [&] {
+    return !native.holds(kIndex, index.identity()) ||
+           !Directory(path).directory("native").is_same(native);
+  };
   std::shared_ptr<const Model> model;
   try {
     model = read_domains(native, index);
   } catch (const Failure& failure) {
-    if (native.holds(kIndex, index.identity())) throw;
-    throw Stale(failure.status(), failure.what());
+    if (replaced()) throw Stale(failure.status(), failure.what());
+    throw Failure(failure.status(), failure.what());
   }
+  // A bundle that was renamed away since is whole; an index that was replaced may speak of other
+  // plans.
   if (!native.holds(kIndex, index.identity())) {
     throw Stale(MDP_IO, "the bundle keeps being replaced");
   }

@@ -194,7 +194,8 @@ struct SharedWeights {
   std::vector<float> a = noise(9 * 4 * 12, 1), b = noise(9 * 2 * 12, 2);
 };
 
-// clang-format off: words stay in the rows of docs/native-format.md
+// Words stay in rows.
+// clang-format off
 void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t domain) {
   const std::uint32_t filters = 8;
   const std::uint32_t classes = 4 + domain;
