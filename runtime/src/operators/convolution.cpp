@@ -83,6 +83,23 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
   c.slab_count = made.slabs.size();
 }
 
+void read_residual(Words& words, Convolution& made, const Tensor& y, const Tensor* residual) {
+  cpu::Convolution& c = made.constant;
+  const Tensor* index = words.optional_integers();
+  if (residual == nullptr) {
+    require(index == nullptr, "channels of a residual are selected, and there is none");
+    return;
+  }
+  c.residual_channels = residual->last();
+  require(residual->elements / c.residual_channels == y.elements / c.filters,
+          "the residual has other positions than the output");
+  if (index != nullptr) {
+    c.residual_index = checked_index(*index, c.filters, c.residual_channels);
+  } else {
+    require(c.residual_channels == c.filters, "the residual has other channels than the output");
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<const Operator> read_convolution(Words& words) {
@@ -93,7 +110,7 @@ std::unique_ptr<const Operator> read_convolution(Words& words) {
   const std::size_t filters = y.last();
   const Tensor* scale = words.optional_input(filters);
   const Tensor* shift = words.optional_input(filters);
-  const Tensor* residual = words.optional_input(y.elements);
+  const Tensor* residual = words.optional_input();
   const Tensor* index = words.optional_integers();
   c.activation = words.activation();
   const Tensor* y2 = words.optional_output();
@@ -119,12 +136,13 @@ std::unique_ptr<const Operator> read_convolution(Words& words) {
   } else {
     require(reads == c.in_channels, "the weight's input channels are not those of the input");
   }
+  read_residual(words, *made, y, residual);
 
   for (const Tensor* input : {&x, scale, shift, scale2, shift2}) {
     check_overlap(y, input);
     if (y2 != nullptr) check_overlap(*y2, input);
   }
-  check_overlap(y, residual, Overlap::kSame);
+  check_overlap(y, residual, c.residual_index == nullptr ? Overlap::kSame : Overlap::kNone);
   if (y2 != nullptr) {
     check_overlap(*y2, residual);
     check_overlap(*y2, &y);

@@ -70,8 +70,8 @@ void order_axes(Move& move) {
   std::vector<std::size_t> order(move.size.size());
   std::iota(order.begin(), order.end(), 0);
   const auto length = [&](std::size_t axis) { return std::abs(move.y_stride[axis]); };
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t a, std::size_t b) { return length(a) > length(b); });
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return length(a) > length(b); });
   Move ordered;
   for (const std::size_t axis : order) {
     if (move.size[axis] == 1) continue;
