@@ -54,7 +54,7 @@ class Interpreter:
 
     def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         self._arena = np.full(self.plan.arena // 4, np.nan, dtype=self.dtype)
-        self._inputs = [np.ascontiguousarray(x, dtype=self.dtype) for x in inputs]
+        self._inputs = [np.array(x, dtype=self.dtype, order="C") for x in inputs]
         for x, port in zip(self._inputs, self.plan.inputs, strict=True):
             assert x.shape == self.plan.tensors[port.tensor].shape
         self._outputs = [
@@ -258,6 +258,8 @@ def _end(run: Interpreter, operator: Convolution | Depthwise, acc: np.ndarray) -
     v = acc * run.scales(operator.scale, 1.0) + run.scales(operator.shift, 0.0)
     if operator.residual is not None:
         residual = run.get(operator.residual)
+        if isinstance(operator, Convolution) and operator.residual_index is not None:
+            residual = residual[..., run.index(operator.residual_index, residual.shape[-1])]
         assert residual.shape == v.shape
         v = v + residual
     y = activate(operator.activation, v)

@@ -37,7 +37,7 @@ def fuse(draft: Draft) -> None:
     """Applies all rules, in place."""
     joined = _Fusion(draft)
     joined.run((gated, clipped, affine_after, function_after, residual, selected_function))
-    joined.run((widened_norm, second_output))
+    joined.run((selected_residual, widened_norm, second_output))
     _remove_unread(draft)
     _write_outputs_directly(draft)
 
@@ -196,6 +196,19 @@ def residual(fusion: _Fusion, operator: Operator) -> bool:
         y=draft.view(operator.y, shape),
         activation=operator.activation,
     )
+    fusion.replace([before, operator], joined)
+    return True
+
+
+def selected_residual(fusion: _Fusion, operator: Operator) -> bool:
+    """A residual of some channels is read where all of them are."""
+    if not isinstance(operator, Convolution) or operator.residual is None:
+        return False
+    draft = fusion.draft
+    before = fusion.sole_producer(operator.residual)
+    if not isinstance(before, Gather) or before.inner != 1 or draft.shape(before.x)[-1] != before.n:
+        return False
+    joined = dataclasses.replace(operator, residual=before.x, residual_index=before.index)
     fusion.replace([before, operator], joined)
     return True
 

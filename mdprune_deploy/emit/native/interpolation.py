@@ -1,7 +1,7 @@
 """`Resize` along one axis as entries and weights.
 
-With scale s = new / old along an axis, output i stands at x(i) in the input: `half_pixel`
-(i + 0.5) / s - 0.5, `asymmetric` i / s, `align_corners` i (old - 1) / (new - 1), and so on as the
+With scale s along an axis and the length l = s old (the new size, but for fractions), output i stands at x(i) in the input: `half_pixel`
+(i + 0.5) / s - 0.5, `asymmetric` i / s, `align_corners` i (old - 1) / (l - 1), and so on as the
 ONNX specification lists them. `nearest` takes one entry; `linear` two with weights 1 - f and f, f
 the fraction of x; `cubic` four with Keys' kernel of parameter a. Entries outside are the border's.
 """
@@ -64,18 +64,19 @@ def _scale(low: Lowering, node: ir.Node, axis: int, old: int, new: int) -> float
 
 
 def _coordinates(low: Lowering, node: ir.Node, i: Array, scale: float, old: int, new: int) -> Array:
+    length = scale * old
     default = "asymmetric" if node.op_type == "Upsample" else "half_pixel"
     kind = attribute(node, "coordinate_transformation_mode", default)
     match kind:
         case "half_pixel":
             return (i + 0.5) / scale - 0.5
         case "pytorch_half_pixel":
-            return (i + 0.5) / scale - 0.5 if new > 1 else np.zeros_like(i)
+            return (i + 0.5) / scale - 0.5 if length != 1 else np.zeros_like(i)
         case "half_pixel_symmetric":
-            center = old / 2 * (1 - new / (scale * old))
+            center = old / 2 * (1 - new / length)
             return np.asarray(center + (i + 0.5) / scale - 0.5)
         case "align_corners":
-            return i * (old - 1) / (new - 1) if new > 1 else np.zeros_like(i)
+            return i * (old - 1) / (length - 1) if length != 1 else np.zeros_like(i)
         case "asymmetric":
             return i / scale
     raise low.refuse(node, f"its coordinates are {kind!r}")

@@ -166,14 +166,17 @@ def softmax(low: Lowering, node: ir.Node) -> None:
 def lp_normalization(low: Lowering, node: ir.Node) -> None:
     """Divides by the norm along an axis."""
     data = _data(node)
+    if attribute(node, "p", 2) != 2:
+        raise low.refuse(node, "its norm is not of order 2")
     layout = low.layout([data])
     x, y = low.tensor(data, layout), low.make(node.outputs[0], layout)
     shape = low.draft.shape(x)
     axis = layout.position(int(attribute(node, "axis", -1)), len(shape))
-    kind = ReduceKind.L1 if attribute(node, "p", 2) == 1 else ReduceKind.L2
     norm = low.draft.activation([1 if a == axis else size for a, size in enumerate(shape)])
     name = node.name or ""
-    low.draft.operators.append(Reduce(name=name, x=x, y=norm, kind=kind, **_around(shape, axis)))
+    low.draft.operators.append(
+        Reduce(name=name, x=x, y=norm, kind=ReduceKind.L2, **_around(shape, axis))
+    )
     low.draft.operators.append(Binary(name=name, a=x, b=norm, y=y, kind=BinaryKind.DIVIDE))
 
 

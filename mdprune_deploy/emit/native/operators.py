@@ -243,6 +243,7 @@ class Convolution(Operator):
     groups: Count = 1
     form: Count = 1
     weights: Weights = ()
+    residual_index: MaybeRead = None
 
 
 @dataclass(frozen=True, kw_only=True)

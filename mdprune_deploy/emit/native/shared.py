@@ -18,12 +18,12 @@ import numpy as np
 
 from ...evaluate import Array
 from ...layout.store import StoreWriter
-from ...layout.union import Selection, union
+from ...layout.union import Grouping, Selection, union
 from ...passes.elements import Indices
 from ...passes.stored import StoredWeight
 from .product import packed
 
-Key = tuple[str, str, bytes]
+Key = tuple[str, str, bytes, bytes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,7 @@ class Part:
         positions: Where these stand among the channels that the product selects.
         own_positions: Where columns of the domain's own stand there.
         own: Those columns, `(filters, columns, *kernel)`; None for none.
+        order: All filters of the stored weight in stored order; None for the natural one.
     """
 
     key: Key
@@ -45,6 +46,7 @@ class Part:
     positions: Indices
     own_positions: Indices
     own: Array | None
+    order: Indices | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,8 @@ class SharedWeights:
         """
         weight = np.ascontiguousarray(stored.weight, dtype=np.float32)
         digest = hashlib.sha256(repr(weight.shape).encode() + weight.tobytes()).digest()
-        key = stored.use.name, stored.use.version, digest
+        order = b"" if stored.order is None else stored.order.tobytes()
+        key = stored.use.name, stored.use.version, digest, order
         self._weights.setdefault(key, weight)
         shared = np.flatnonzero(stored.shared & stored.used)
         own = np.flatnonzero(~stored.shared & stored.used)
@@ -103,6 +106,7 @@ class SharedWeights:
             positions=shared,
             own_positions=own,
             own=emitted[:, own].astype(np.float32) if len(own) else None,
+            order=stored.order,
         )
         return self._readers
 
@@ -133,7 +137,9 @@ class SharedWeights:
         selections = {
             reader: Selection(part.filters, part.channels) for reader, part in parts.items()
         }
-        layout = union(selections, taps=taps)
+        order = next(iter(parts.values())).order
+        order = np.arange(len(weight)) if order is None else order
+        layout = union(selections, order, taps=taps, grouping=Grouping.FILTERS)
         slabs = [slab.take(weight) for slab in layout.slabs]
         found: dict[int, Placed] = {}
         for (domain, number), part in parts.items():
