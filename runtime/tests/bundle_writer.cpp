@@ -218,7 +218,7 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t y2 = plan.arena({1, 8, 8, filters});
   plan.add(1, "convolution", {x, y, scale, shift, kNone, index, 1, 0, 0, y2, scale, shift, 0, 0,
            0, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 2, shared_weight(shared.first, {9,
-           4, 12}), bits, shared_weight(shared.second, {9, 2, 12}), bits});
+           4, 12}), bits, shared_weight(shared.second, {9, 2, 12}), bits, kNone});
   const std::uint32_t depth = plan.arena({1, 4, 4, filters});
   plan.add(2, "depthwise", {y2, depth, kNone, shift, kNone, 7, 0, 0, plan.data(noise(9 * filters,
            6), {9, filters}), 2, 1, 3, 3, 1, 2, 2, 1, 1, 1, 0, 1, 1});
@@ -241,7 +241,7 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t head = plan.data(noise(filters * 16, 8 + domain), {1, 1, 1, filters, 16});
   const std::uint32_t logits = plan.arena({1, classes});
   plan.add(1, "head", {mean, logits, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0,
-           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone});
+           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone, kNone});
   plan.add(9, "softmax", {logits, logits, 0, 1, classes, 1});
   plan.add(11, "matmul", {logits, plan.data(noise(classes * classes, 9), {classes, classes}),
            scores});

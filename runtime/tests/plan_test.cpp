@@ -34,7 +34,7 @@ struct Broken {
   }
   Words convolution() const {
     return {x, y, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0, 0, 0, 2,    1,
-            3, 3, 1,     1,     1,     1,     1, 1, 0, 1,     1,     0,     1, 0, 1, slab, bits};
+            3, 3, 1,     1,     1,     1,     1, 1, 0, 1,     1,     0,     1, 0, 1, slab, bits, kNone};
   }
   // The convolution with some of its words replaced.
   void convolve(std::initializer_list<std::pair<std::size_t, std::uint32_t>> replaced) {
