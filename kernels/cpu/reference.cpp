@@ -150,7 +150,12 @@ void convolution(const Convolution& c, const Parallel&) {
       const std::size_t f = i % c.filters;
       const std::size_t o = n * sums.size() + i;
       double v = scaled(sums[i], c.scale, c.shift, f);
-      if (c.residual != nullptr) v += c.residual[o];
+      if (c.residual_index != nullptr) {
+        const std::size_t pixel = n * out + i / c.filters;
+        v += c.residual[pixel * c.residual_channels + std::size_t(c.residual_index[f])];
+      } else if (c.residual != nullptr) {
+        v += c.residual[o];
+      }
       v = activate(v, c.activation);
       c.y[o] = float(v);
       if (c.y2 != nullptr) {

@@ -69,6 +69,7 @@ struct ConvolutionCase {
   std::size_t batch = 1, channels = 8, groups = 1, filters = 16;
   std::vector<std::pair<std::size_t, std::size_t>> slabs;  // rows, stored filters; none: packed
   std::size_t reduction = 0;                               // packed: per group
+  bool residual_index = false;                             // the residual has 5 channels more
   bool index = false, scale = true, residual = false, second = false, transposed = false;
   Activation activation = {};
 };
@@ -136,6 +137,16 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
   if (c.residual) {
     std::copy(residual.begin(), residual.end(), y.begin());
     call.residual = y.data();  // in place
+    call.residual_channels = c.filters;
+  }
+  const std::size_t residual_channels = c.filters + 5;
+  const Floats wide = random.floats(outputs / c.filters * residual_channels);
+  auto picks = random.index(c.filters, residual_channels);
+  if (c.residual_index) {
+    if (c.batch == 1) std::sort(picks.begin(), picks.end());
+    call.residual = wide.data();
+    call.residual_index = picks.data();
+    call.residual_channels = residual_channels;
   }
   if (c.second) {
     call.y2 = y2.data();
@@ -189,6 +200,13 @@ void add_convolutions(std::vector<KernelCase>& cases) {
     c.slabs = {};
     c.reduction = 20;
     add("packed_filters_" + std::to_string(filters), c);
+    c.residual = false;
+    c.residual_index = true;
+    add("residual_index_" + std::to_string(filters), c);
+    c.batch = 2;  // positions in any order
+    c.reduction = 0;
+    c.slabs = {{20, filters}};
+    add("residual_any_index_" + std::to_string(filters), c);
   }
   for (std::uint32_t code = 0; code < cpu::kActivationCodes; ++code) {
     if (code == cpu::kLog || code == cpu::kSqrt || code == cpu::kReciprocal) continue;

@@ -32,10 +32,12 @@ struct Broken {
     plan.files.emplace_back("weights.bin", weights.bytes.size());
     plan.add(5, "last", {x, y, 1, 0, 0});
   }
+  // clang-format off
   Words convolution() const {
-    return {x, y, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0, 0, 0, 2,    1,
-            3, 3, 1,     1,     1,     1,     1, 1, 0, 1,     1,     0,     1, 0, 1, slab, bits, kNone};
+    return {x, y, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0, 0, 0,
+            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, slab, bits, kNone};
   }
+  // clang-format on
   // The convolution with some of its words replaced.
   void convolve(std::initializer_list<std::pair<std::size_t, std::uint32_t>> replaced) {
     Words words = convolution();
@@ -232,6 +234,23 @@ const Refusal kRefusals[] = {
     {"an output overlaps an input",
      [](Broken& b) {
        b.convolve({{4, b.hidden}, {9, b.hidden}});
+     }},
+
+    {"the residual has other positions",
+     [](Broken& b) {
+       b.convolve({{4, b.plan.arena({15, 8})}});
+     }},
+    {"the residual has other channels",
+     [](Broken& b) {
+       b.convolve({{4, b.plan.arena({16, 9})}});
+     }},
+    {"an index is outside of its axis",
+     [](Broken& b) {
+       b.convolve({{4, b.plan.arena({16, 7})}, {34, b.index}});
+     }},
+    {"and there is none",
+     [](Broken& b) {
+       b.convolve({{34, b.index}});
      }},
 
     {"a pool changes the channels",
