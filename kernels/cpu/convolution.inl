@@ -64,6 +64,43 @@ struct Scratch {
         merged(identity + kMaxRows) {}
 };
 
+// Sixteen values among many, at rising positions: out of the 32 behind the first of them, one
+// permutation selects what is nearer than that.
+struct Pick {
+  alignas(64) std::int32_t from[kBlock];  // positions behind `first`
+  std::size_t first;
+  std::size_t count;
+  bool near;  // and 32 values can be read
+
+  Pick() = default;
+  Pick(const std::int32_t* positions, std::size_t number, std::size_t limit)
+      : first(static_cast<std::size_t>(positions[0])), count(number) {
+    std::size_t furthest = 0;
+    bool rising = true;
+    for (std::size_t i = 0; i < kBlock; ++i) {
+      from[i] = i < count ? positions[i] - positions[0] : 0;
+      rising = rising && from[i] >= 0;
+      furthest = std::max(furthest, static_cast<std::size_t>(std::max(from[i], 0)));
+    }
+    near = rising && furthest < 2 * kBlock && first + 2 * kBlock <= limit;
+  }
+
+  // Lanes [begin, begin + Vec::kLanes) of the sixteen, out of `values`; zeros behind the last one.
+  Vec load(const float* values, std::size_t begin) const {
+    values += first;
+#if defined(__AVX512F__)
+    if (near) {
+      return {_mm512_permutex2var_ps(_mm512_loadu_ps(values), _mm512_load_si512(from),
+                                     _mm512_loadu_ps(values + kBlock))};
+    }
+#endif
+    float lanes[Vec::kLanes] = {};
+    const std::size_t end = std::min(count, begin + Vec::kLanes);
+    for (std::size_t i = begin; i < end; ++i) lanes[i - begin] = values[from[i]];
+    return Vec::load(lanes);
+  }
+};
+
 // What happens to a finished sum. Activations that are a clamp stay in registers.
 struct Epilogue {
   const float* scale;
@@ -114,6 +151,7 @@ struct Pass {
   std::size_t filter;         // the tile's first filter
   std::size_t filters;        // of y
   std::size_t valid;          // filters of the tile that exist
+  const Pick* picks;          // of the residual, one per block; null: it has the filters' channels
   const Epilogue* epilogue;
 };
 
@@ -179,11 +217,17 @@ inline void finish(const Pass& pass, const Vec (&acc)[P][V]) {
     const Vec shift = e.shift != nullptr ? load(e.shift + filter) : Vec::zero();
     const Vec scale2 = e.scale2 != nullptr ? load(e.scale2 + filter) : Vec::all(1.0F);
     const Vec shift2 = e.shift2 != nullptr ? load(e.shift2 + filter) : Vec::zero();
+    const Pick* const pick = pass.picks != nullptr ? pass.picks + begin / kBlock : nullptr;
 #pragma GCC unroll 8
     for (std::size_t p = 0; p < P; ++p) {
       const std::size_t at = pass.pixels[p] * pass.filters + filter;
       Vec value = fma(acc[p][v], scale, shift);
-      if (e.residual != nullptr) value = value + load(e.residual + at);
+      if (pick != nullptr) {
+        const float* const from = e.residual + pass.pixels[p] * e.call->residual_channels;
+        value = value + pick->load(from, begin % kBlock);
+      } else if (e.residual != nullptr) {
+        value = value + load(e.residual + at);
+      }
       value = min(high, max(low, value));
       store(value, e.y + at);
       if (e.y2 != nullptr && e.clamp) {
@@ -271,6 +315,8 @@ struct Panels {
 // Where the used filters of one panel lie in the stored rows of a slab.
 class Selection {
  public:
+  Selection() = default;
+
   // `first` and `count`: the panel's filters, as the domain numbers them.
   Selection(const Slab& slab, std::size_t first, std::size_t count) : count_(count) {
     std::array<std::size_t, kPanelBlocks * kBlock> position;
@@ -545,6 +591,13 @@ class Unit {
     first_filter_ = first * kBlock;
     filters_ = std::min(per_group - first_filter_, blocks_ * kBlock);
     width_ = blocks_ * kBlock;
+    if (call.residual_index != nullptr) {
+      const std::int32_t* const from = call.residual_index + group * per_group + first_filter_;
+      for (std::size_t block = 0; block < blocks_; ++block) {
+        const std::size_t begin = block * kBlock, count = std::min(kBlock, filters_ - begin);
+        picks_[block] = Pick(from + begin, count, call.residual_channels);
+      }
+    }
     if (call.packed != nullptr) {
       const std::size_t whole = panels.blocks * kBlock * taps_ * call.reduction;
       packed_ = call.packed + group * whole + first_filter_ * taps_ * call.reduction;
@@ -625,6 +678,7 @@ class Unit {
         const std::size_t wide = std::min(piece_blocks(), blocks_ - block);
         Pass part = pass;
         part.weights += block * kBlock;
+        part.picks = call_.residual_index != nullptr ? picks_.data() + block : nullptr;
         part.filter = group_ * (call_.filters / call_.groups) + first_filter_ + block * kBlock;
         part.valid = std::min(filters_ - block * kBlock, wide * kBlock);
         part.partial = scratch_.partial + (number - from) * kMaxPixels * width_ +
@@ -661,11 +715,15 @@ class Unit {
       const Slab& slab = call_.slabs[s];
       const std::size_t begin = std::max(first, row), end = std::min(first + slab.rows, last_row);
       if (begin < end) {
-        const Selection selection(slab, first_filter_, filters_);
+        if (selected_ == nullptr || selected_->bits != slab.bits ||
+            selected_->filters != slab.filters) {
+          selection_ = Selection(slab, first_filter_, filters_);
+          selected_ = &slab;
+        }
         for (std::size_t t = tap; t < last_tap; ++t) {
           const float* from = slab.data + (t * slab.rows + begin - first) * slab.filters;
           float* to = scratch_.panel + ((t - tap) * (last_row - row) + begin - row) * width_;
-          selection.pack(from, slab.filters, end - begin, to, width_);
+          selection_.pack(from, slab.filters, end - begin, to, width_);
         }
       }
       first += slab.rows;
@@ -681,6 +739,9 @@ class Unit {
   std::size_t pieces_ = 1;  // tiles side by side in a panel
   bool merged_ = false;
   const float* packed_ = nullptr;
+  std::array<Pick, kPanelBlocks> picks_;
+  Selection selection_;               // of the slab below, and of others with the same bits
+  const Slab* selected_ = nullptr;
 };
 
 struct Job {

@@ -137,6 +137,8 @@ struct Convolution {
   const float* scale;     // filters, or null
   const float* shift;     // filters, or null
   const float* residual;  // as y, or null
+  const std::int32_t* residual_index;  // filters positions in the residual's channels, or null
+  std::size_t residual_channels;
   Activation activation;
   float* y2;  // as y, or null
   const float* scale2;

@@ -245,6 +245,10 @@ class Convolution(Operator):
     weights: Weights = ()
     residual_index: MaybeRead = None
 
+    def may_replace(self) -> list[int]:
+        """Returns the residual, unless channels of it are selected."""
+        return super().may_replace() if self.residual_index is None else []
+
 
 @dataclass(frozen=True, kw_only=True)
 class Depthwise(Operator):
