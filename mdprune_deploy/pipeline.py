@@ -29,9 +29,10 @@ from .layout.store import StoreWriter
 from .manifest import DomainModel
 from .masks import fit_budget
 from .passes.bind import WeightUse
+from .passes.elements import Indices
 from .passes.figures import UsedPairs, union_and_intersection
 from .passes.lower import to_float32
-from .passes.remove import Removed, remove, remove_for
+from .passes.remove import Removed, remove, remove_for, shared_orders
 from .passes.trace import example_feeds
 from .report import CompileReport, DomainReport, Held, Missing
 from .verify import (
@@ -130,6 +131,7 @@ class _Run:
         self._done = 0
         self._used: dict[str, dict[WeightUse, UsedPairs]] = {}
         self._held: list[Held] = []
+        self._orders: dict[str, Indices] = {}
         self._missing: list[Missing] = []
         self._cases: dict[str, tuple[list[Case], bool]] = {}
 
@@ -144,6 +146,8 @@ class _Run:
             if "native" in self._targets:
                 native = stack.enter_context(NativeTarget(self._root, file_stems(names)))
                 self._tolerate(native, load_library)
+            if "native" in self._targets and len(names) > 1:
+                self._orders = shared_orders(self._checkpoint)
             reports = {name: self._domain(name, onnx, native) for name in names}
             if native is not None and self._tolerate(native, lambda: self._finish(native, reports)):
                 stores.append(native.store)
@@ -181,7 +185,7 @@ class _Run:
         self, name: str, onnx: OnnxTarget | None, native: NativeTarget | None
     ) -> DomainReport:
         self._begin(name, "remove")
-        graphs = remove_for(self._checkpoint, name, self._targets)
+        graphs = remove_for(self._checkpoint, name, self._targets, self._orders)
         removed = next(iter(graphs.values()))
         self._used[name] = dict(removed.used)
         self._held.extend(removed.held)

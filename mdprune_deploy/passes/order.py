@@ -198,6 +198,22 @@ def _tied_operands(node: ir.Node, facts: Facts) -> list[ir.Value] | None:
     return tied
 
 
+def meeting(value: ir.Value, facts: Facts) -> list[ir.Value]:
+    """Returns the operands whose channel i makes channel i of a value, read whole or in part."""
+    node = value.producer()
+    if node is None or isinstance(operator(node), product.Product):
+        return []
+    if not _is_per_channel(node, facts):
+        return []
+    return [
+        operand
+        for index, operand in enumerate(node.inputs)
+        if operand is not None
+        and (node, index) in facts.required
+        and _same_channels(operand, value, facts)
+    ]
+
+
 def _is_per_channel(node: ir.Node, facts: Facts) -> bool:
     """Tells whether channel i of the output depends on channel i of the operands alone."""
     entry = operator(node)

@@ -2,7 +2,8 @@
 
 A weight is stored once, its filters in one order, and a domain's output has the filters that it
 uses in that order. Values that a domain adds must agree, so values that any domain ties have one
-order between them. For such a class, with S the sets of filters that the domains' products keep,
+order between them; so have values of which an operator adds a part, since a selection at rising
+positions is cheap. For such a class, with S the sets of filters that the domains' products keep,
 the channels are ordered by a Gray code of their membership words, the set over most weights first:
 the channels that all keep lie first, and every S is few runs, so that the cache lines of stored
 weights hold few filters that the domain does not use.
@@ -21,7 +22,7 @@ import onnx_ir as ir
 from .elements import Indices, indices_of
 from .facts import Facts
 from .operators import operator, product
-from .order import classes, gray_order, set_order
+from .order import classes, gray_order, meeting, set_order
 
 _AXIS = 1
 
@@ -46,6 +47,7 @@ class TiedValues:
     Attributes:
         names: Their names.
         weights: The weights whose filters they are; a weight has one order.
+        near: Further values whose channels meet theirs, or a part of them.
         size: Their channels in the masked dense graph.
         pinned: Whether something depends on the natural order.
         kept: What the products among their producers keep.
@@ -53,6 +55,7 @@ class TiedValues:
 
     names: tuple[str, ...]
     weights: frozenset[str]
+    near: frozenset[str]
     size: int
     pinned: bool
     kept: tuple[KeptFilters, ...]
@@ -67,6 +70,12 @@ def tied_values(graph: ir.Graph, facts: Facts) -> list[TiedValues]:
                 str(node.meta["weight"].name)
                 for value in group.values
                 if (node := value.producer()) is not None and "weight" in node.meta
+            ),
+            near=frozenset(
+                str(operand.name)
+                for value in group.values
+                for operand in meeting(value, facts)
+                if operand in facts.kept
             ),
             size=facts.size(group.values[0], _AXIS) if len(facts.shape(group.values[0])) > 1 else 0,
             pinned=group.pinned,
@@ -100,34 +109,49 @@ def global_order(domains: Iterable[Sequence[TiedValues]]) -> dict[str, Indices]:
         Orders of the values that may have another than the natural one, and gain from it.
     """
     found = [group for domain in domains for group in domain]
-    representative = _united(found)
+    classes = _Classes(found)
     members: dict[str, list[TiedValues]] = {}
     for group in found:
-        members.setdefault(representative[group.names[0]], []).append(group)
+        members.setdefault(classes.of(group.names[0]), []).append(group)
     orders: dict[str, Indices] = {}
-    for groups in members.values():
+    for root, groups in members.items():
         sets = _sets(groups)
-        sizes = {group.size for group in groups}
-        if not sets or len(sizes) > 1 or any(group.pinned for group in groups):
-            continue
-        ordered = gray_order(np.arange(groups[0].size), sets)
-        orders.update({name: ordered for group in groups for name in group.names})
+        if sets and classes.free(root):
+            ordered = gray_order(np.arange(groups[0].size), sets)
+            orders.update({name: ordered for group in groups for name in group.names})
     return orders
 
 
-def _united(groups: Iterable[TiedValues]) -> dict[str, str]:
-    """Returns, by value, one value that stands for all that any domain ties to it."""
-    parent: dict[str, str] = {}
+class _Classes:
+    """Which values have one order, by one of them."""
 
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
+    def __init__(self, groups: Sequence[TiedValues]) -> None:
+        self._parent: dict[str, str] = {}
+        self._sizes: dict[str, set[int]] = {}
+        self._pinned: set[str] = set()
+        for group in groups:
+            for name in (*group.names, *(f"weight {weight}" for weight in group.weights)):
+                self._parent[self.of(name)] = self.of(group.names[0])
+        for group in groups:
+            root = self.of(group.names[0])
+            self._sizes.setdefault(root, set()).add(group.size)
+            if group.pinned:
+                self._pinned.add(root)
+        for group in groups:
+            for name in sorted(group.near):
+                a, b = self.of(group.names[0]), self.of(name)
+                if self.free(a) and self.free(b) and self._sizes[a] == self._sizes[b]:
+                    self._parent[b] = a
+
+    def of(self, name: str) -> str:
+        """Returns the value that stands for all that have the order of this one."""
+        while self._parent.setdefault(name, name) != name:
+            self._parent[name] = name = self._parent[self._parent[name]]
         return name
 
-    for group in groups:
-        for name in (*group.names, *(f"weight {weight}" for weight in group.weights)):
-            parent[root(name)] = root(group.names[0])
-    return {name: root(name) for name in list(parent)}
+    def free(self, root: str) -> bool:
+        """Tells whether the values may have another order than the natural one."""
+        return root not in self._pinned and len(self._sizes.get(root, ())) == 1
 
 
 def _sets(groups: Iterable[TiedValues]) -> list[Indices]:

@@ -99,11 +99,17 @@ def test_any_order_of_the_free_values_is_exact(drawn: Drawn, seed: int) -> None:
 
 
 def group(
-    names: str, *kept: list[int], size: int = 8, pinned: bool = False, weights: str = ""
+    names: str,
+    *kept: list[int],
+    size: int = 8,
+    pinned: bool = False,
+    weights: str = "",
+    near: str = "",
 ) -> TiedValues:
     return TiedValues(
         tuple(names),
         frozenset(weights),
+        frozenset(near),
         size,
         pinned,
         tuple(KeptFilters(np.array(k), 1) for k in kept),
@@ -156,3 +162,30 @@ def test_channels_keep_their_order_in_a_flattening() -> None:
     assert first.filters.tolist() == [6, 3, 2, 0] and first.order.tolist() == list(range(8))[::-1]
     assert second.order is None
     assert_exact(n, domain, model, facts)
+
+
+def test_a_part_of_a_value_lies_at_rising_positions() -> None:
+    n, _ = residual()
+    first, second = (mask(switches(seed)) for seed in (3, 4))
+    domain = Domain({n.layers[3].weight: first, n.layers[4].weight: second})
+    model, facts = placed(n, domain)
+    orders = global_order([tied_values(model.graph, facts)])
+    apply_order(model.graph, facts, orders)
+    selections = [
+        value.const_value.numpy()
+        for node in emit_graph(model, facts)[0].graph
+        if node.op_type == "Gather"
+        and not any(u.op_type == "Conv" for u, _ in node.outputs[0].uses())
+        if (value := node.inputs[1]) is not None and value.const_value is not None
+    ]
+    assert all((np.diff(positions) > 0).all() for positions in selections)
+    assert_exact(n, domain, model, facts)
+
+
+def test_what_meets_has_one_order_where_it_may() -> None:
+    orders = global_order([[group("a", [1, 3]), group("b", [1], near="a")]])
+    assert orders["a"].tolist() == orders["b"].tolist()
+    orders = global_order([[group("a", [1, 3]), group("b", [1], near="a", pinned=True)]])
+    assert set(orders) == {"a"}
+    orders = global_order([[group("a", [1, 3]), group("b", [1], near="ax", size=9)]])
+    assert set(orders) == {"a", "b"} and len(orders["b"]) == 9
