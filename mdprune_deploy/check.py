@@ -8,6 +8,8 @@ dense model in float64, on random, large and constant inputs:
 * the ONNX graph and weights that are stored, evaluated in float64 without any runtime: at most
   1e-5, which is what storing them in float32 may cost;
 * what the engines give that run the stored files here: at most 1e-5.
+
+For the native target that is the graph in float64 and its engine: a plan is run, not evaluated.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from .bundle import Bundle, read_bundle
 from .checkpoint import Checkpoint, load_checkpoint
 from .emit.external import write_model
 from .emit.mapped import write_mapped
+from .engines.native import NativeEngine
 from .engines.ort import OnnxRuntimeEngine, Variant
 from .errors import BackendUnavailableError, BundleError, VerificationError
 from .evaluate import Array, constant_array, evaluate
@@ -34,15 +37,14 @@ from .layout.store import StoreWriter
 from .manifest import DomainModel, OnnxFiles
 from .masks import fit_budget
 from .passes.precision import widen
-from .passes.remove import Removed, remove
-from .pipeline import run_engine
+from .passes.remove import Removed, remove_for
+from .pipeline import feeds_of, run_engine
 from .report import LayerFigures
 from .verify import (
     ARTIFACT_TOLERANCE,
     GRAPH_TOLERANCE,
     Case,
     Error,
-    Feeds,
     can_batch,
     cases,
     check,
@@ -58,7 +60,8 @@ class DomainCheck:
 
     Attributes:
         graph_rel_error: The graph that the passes make, in float64.
-        stored_rel_error: The stored ONNX graph and weights, evaluated in float64.
+        stored_rel_error: The stored ONNX graph and weights, evaluated in float64; None where the
+            bundle has none.
         max_abs_error: max |y - r| of the engine that is farthest off.
         max_rel_error: The same over max |r|.
         engines: Relative error by engine and variant, such as `onnxruntime avx512-mapped`.
@@ -66,7 +69,7 @@ class DomainCheck:
     """
 
     graph_rel_error: float
-    stored_rel_error: float
+    stored_rel_error: float | None
     max_abs_error: float
     max_rel_error: float
     engines: dict[str, float]
@@ -134,31 +137,36 @@ class _DomainVerifier:
         self._checkpoint = checkpoint
 
     def run(self) -> DomainCheck:
-        removed = remove(self._checkpoint, self._name)
-        self._same_figures(removed)
+        files, native = self._model.onnx, self._model.native
+        targets = [name for name, part in (("onnx", files), ("native", native)) if part]
+        if not targets:
+            raise BackendUnavailableError(
+                f"the bundle has no target for domain {self._name!r} that this version of mdprune "
+                "can check"
+            )
+        graphs = remove_for(self._checkpoint, self._name, targets)
+        self._same_figures(graphs[targets[0]])
         found = cases(self._checkpoint, self._name)
         batched = can_batch(self._checkpoint, found)
-        graph = self._graph_error(removed, found, batched)
-        files = self._files()
-        stored = self._stored_error(files, removed, found, batched)
-        engines, skipped = self._engine_errors(files, removed, found, batched)
+        graph = max(self._graph_error(r, found, batched).relative for r in graphs.values())
+        stored: float | None = None
+        engines: dict[str, Error] = {}
+        skipped: dict[str, str] = {}
+        if files is not None:
+            removed = graphs["onnx"]
+            stored = self._stored_error(files, removed, found, batched).relative
+            engines, skipped = self._engine_errors(files, removed, found, batched)
+        if native is not None:
+            self._native_error(graphs["native"], found, batched, engines, skipped)
         worst = max(engines.values(), key=lambda error: error.relative, default=Error())
         return DomainCheck(
-            graph_rel_error=graph.relative,
-            stored_rel_error=stored.relative,
+            graph_rel_error=graph,
+            stored_rel_error=stored,
             max_abs_error=worst.absolute,
             max_rel_error=worst.relative,
             engines={name: error.relative for name, error in engines.items()},
             skipped=skipped,
         )
-
-    def _files(self) -> OnnxFiles:
-        if self._model.onnx is None:
-            raise BackendUnavailableError(
-                f"the bundle has no onnx target for domain {self._name!r}: there is nothing that "
-                "this version of mdprune can check"
-            )
-        return self._model.onnx
 
     def _same_figures(self, removed: Removed) -> None:
         for recorded, actual in zip_longest(self._recorded, removed.layers):
@@ -223,6 +231,26 @@ class _DomainVerifier:
             errors[f"onnxruntime {engine.variant}"] = error
         return errors, skipped
 
+    def _native_error(
+        self,
+        removed: Removed,
+        found: list[Case],
+        batched: bool,
+        errors: dict[str, Error],
+        skipped: dict[str, str],
+    ) -> None:
+        """Runs the plan and notes its error, or why it could not run."""
+        try:
+            engine = NativeEngine(self._root, self._name, self._model)
+        except BackendUnavailableError as reason:
+            skipped["native"] = str(reason)
+            return
+        error = largest_error(found, lambda feeds: run_engine(engine, feeds), batched=batched)
+        if error.relative > ARTIFACT_TOLERANCE:
+            where = first_rounding(removed.model, feeds_of(found, error))
+            check(self._name, "the native plan", error, ARTIFACT_TOLERANCE, where)
+        errors[f"native {engine.variant}"] = error
+
     def _where_engine_differs(
         self,
         variant: Variant,
@@ -232,7 +260,7 @@ class _DomainVerifier:
         error: Error,
     ) -> str | None:
         changed = _first_changed_node(self._root, files) if variant == "mapped" else None
-        return changed or first_rounding(removed.model, _feeds(found, error))
+        return changed or first_rounding(removed.model, feeds_of(found, error))
 
     def _first_difference(
         self,
@@ -243,16 +271,12 @@ class _DomainVerifier:
         tolerance: float,
     ) -> str | None:
         return first_difference(
-            self._checkpoint, self._name, graph, removed.origins, _feeds(found, error), tolerance
+            self._checkpoint, self._name, graph, removed.origins, feeds_of(found, error), tolerance
         )
 
 
 def _uses(layer: LayerFigures | None) -> tuple[int, int]:
     return (0, 0) if layer is None else (layer.params_dense, layer.params_used)
-
-
-def _feeds(found: list[Case], error: Error) -> Feeds:
-    return next(case.feeds for case in found if case.name == error.case)
 
 
 def _load(path: Path) -> ir.Model:

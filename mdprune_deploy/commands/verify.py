@@ -40,7 +40,7 @@ def verify(
         [
             domain,
             f"{c.graph_rel_error:.1e}",
-            f"{c.stored_rel_error:.1e}",
+            "-" if c.stored_rel_error is None else f"{c.stored_rel_error:.1e}",
             f"{c.max_rel_error:.1e}",
             ", ".join(c.engines) or "-",
         ]

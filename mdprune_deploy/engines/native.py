@@ -146,7 +146,6 @@ class _Model:
         _check(status, f"{self.root}: domain {domain!r}", b"is not in the native index")
         return found.value
 
-
     def output_shapes(self, domain: int) -> list[tuple[int, ...]]:
         """Returns the shapes of a domain's outputs for one image."""
         found = []

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...evaluate import Array
 from .draft import Draft, DraftTensor
+from .lowering import merged
 from .operators import (
     IDENTITY,
     Activation,
@@ -39,6 +40,7 @@ def fuse(draft: Draft) -> None:
     joined.run((gated, clipped, affine_after, function_after, residual, selected_function))
     joined.run((selected_residual, widened_norm, second_output))
     _remove_unread(draft)
+    _move_even_selections(draft)
     _write_outputs_directly(draft)
 
 
@@ -367,6 +369,30 @@ def _remove_unread(draft: Draft) -> None:
         if len(kept) == len(draft.operators):
             return
         draft.operators = kept
+
+
+def _move_even_selections(draft: Draft) -> None:
+    """Evenly spaced entries need no list."""
+    for at, operator in enumerate(draft.operators):
+        if not isinstance(operator, Gather):
+            continue
+        indices = draft.array(operator.index)
+        assert indices is not None
+        steps = np.unique(np.diff(indices.reshape(-1)))
+        if len(steps) > 1:
+            continue
+        step = int(steps[0]) if len(steps) else 1
+        outer, n, inner = operator.outer, operator.n, operator.inner
+        count = indices.size
+        axes = merged(
+            (outer, count, inner), (n * inner, step * inner, 1), (count * inner, inner, 1)
+        )
+        draft.operators[at] = Move(
+            name=operator.name, x=operator.x, y=operator.y,
+            x_offset=int(indices.flat[0]) * inner,
+            size=tuple(a[0] for a in axes), x_stride=tuple(a[1] for a in axes),
+            y_stride=tuple(a[2] for a in axes),
+        )  # fmt: skip
 
 
 def _write_outputs_directly(draft: Draft) -> None:

@@ -1,9 +1,10 @@
 """`Resize` along one axis as entries and weights.
 
-With scale s along an axis and the length l = s old (the new size, but for fractions), output i stands at x(i) in the input: `half_pixel`
-(i + 0.5) / s - 0.5, `asymmetric` i / s, `align_corners` i (old - 1) / (l - 1), and so on as the
-ONNX specification lists them. `nearest` takes one entry; `linear` two with weights 1 - f and f, f
-the fraction of x; `cubic` four with Keys' kernel of parameter a. Entries outside are the border's.
+With scale s along an axis and the length l = s old (the new size, but for fractions), output i
+stands at x(i) in the input: `half_pixel` (i + 0.5) / s - 0.5, `asymmetric` i / s, `align_corners`
+i (old - 1) / (l - 1), and so on as the ONNX specification lists them. `nearest` takes one entry;
+`linear` two with weights 1 - f and f, f the fraction of x; `cubic` four with Keys' kernel of
+parameter a. Entries outside are the border's.
 """
 
 from __future__ import annotations

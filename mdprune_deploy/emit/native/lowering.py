@@ -257,15 +257,8 @@ class Lowering:
         self.take(str(value.name), x, y, layout.position(axis, len(self.shape(value))), indices)
 
     def take(self, name: str, x: int, y: int, axis: int, indices: Indices) -> None:
-        """Selects along an axis of a tensor; evenly spaced entries are moved."""
-        shape, step = self.draft.shape(x), _step(indices)
-        if step is not None:
-            strides = Layout.ROWS.strides(shape)
-            size = self.draft.shape(y)
-            steps = tuple(s * (step if a == axis else 1) for a, s in enumerate(strides))
-            offset = int(indices[0]) * strides[axis]
-            self.move(name, x, y, size, steps, Layout.ROWS.strides(size), x_offset=offset)
-            return
+        """Selects along an axis of a tensor; `fuse` moves what is evenly spaced."""
+        shape = self.draft.shape(x)
         outer, inner = (int(np.prod(part)) for part in (shape[:axis], shape[axis + 1 :]))
         self.draft.operators.append(
             Gather(
@@ -286,7 +279,7 @@ class Lowering:
         y_offset: int = 0,
     ) -> None:
         """Copies elements; axes that lie together in both tensors become one."""
-        axes = _merged(size, x_stride, y_stride)
+        axes = merged(size, x_stride, y_stride)
         if len(axes) > MAX_RANK:
             raise UnsupportedGraphError(
                 f"{name!r}: the native target moves at most {MAX_RANK} axes, this has {len(axes)}"
@@ -300,29 +293,21 @@ class Lowering:
         )  # fmt: skip
 
 
-def _step(indices: Indices) -> int | None:
-    """Returns the step of evenly spaced indices, None for others."""
-    if len(indices) == 1:
-        return 1
-    steps = np.diff(indices)
-    return int(steps[0]) if (steps == steps[0]).all() else None
-
-
-def _merged(
+def merged(
     size: Sequence[int], x_stride: Sequence[int], y_stride: Sequence[int]
 ) -> list[tuple[int, int, int]]:
     """Returns the axes of a copy as (size, step in x, step in y), as few as there can be."""
     axes = [axis for axis in zip(size, x_stride, y_stride, strict=True) if axis[0] != 1]
     axes.sort(key=lambda axis: -abs(axis[2]))
-    merged: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int]] = []
     for length, x_step, y_step in axes:
-        if merged:
-            before, x_before, y_before = merged[-1]
+        if found:
+            before, x_before, y_before = found[-1]
             if x_before == x_step * length and y_before == y_step * length:
-                merged[-1] = (before * length, x_step, y_step)
+                found[-1] = (before * length, x_step, y_step)
                 continue
-        merged.append((length, x_step, y_step))
-    return merged or [(1, 1, 1)]
+        found.append((length, x_step, y_step))
+    return found or [(1, 1, 1)]
 
 
 Rule = Callable[[Lowering, ir.Node], None]
