@@ -236,7 +236,12 @@ def _weight(run: Interpreter, operator: Convolution, filters: int) -> np.ndarray
         groups, blocks, taps, channels, block = packed.shape
         assert (groups, block) == (operator.groups, 16)
         assert blocks == -(-per_group // 16)
-        whole = packed.transpose(0, 1, 4, 3, 2).reshape(groups, blocks * 16, channels, taps)
+        flat, panels, count = packed.reshape(groups, -1), [], -(-blocks // 4)
+        for panel in range(count):  # of at most four blocks, the first ones wider
+            width = 16 * (blocks // count + (panel < blocks % count))
+            rows, flat = np.split(flat, [width * taps * channels], axis=1)
+            panels.append(rows.reshape(groups, taps, channels, width).transpose(0, 3, 2, 1))
+        whole = np.concatenate(panels, axis=1)
         assert not whole[:, per_group:].any()
         return whole[:, :per_group]
     assert operator.groups == 1

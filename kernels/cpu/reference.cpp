@@ -89,10 +89,19 @@ std::vector<float> dense_weight(const Convolution& c) {
     const std::size_t blocks = (per_group + 15) / 16;
     for (std::size_t f = 0; f < c.filters; ++f) {
       const std::size_t inside = f % per_group;
-      const std::size_t block = f / per_group * blocks + inside / 16;
+      // Panels of at most four blocks, the first ones a block wider where they differ.
+      const std::size_t panels = (blocks + 3) / 4;
+      std::size_t first = 0, panel = 0, width = (blocks + panels - 1) / panels;
+      while (inside / 16 >= first + width) {
+        first += width;
+        ++panel;
+        width = blocks / panels + (panel < blocks % panels ? 1 : 0);
+      }
+      const float* const rows =
+          c.packed + (f / per_group * blocks + first) * 16 * taps * c.reduction;
       for (std::size_t t = 0; t < taps; ++t) {
         for (std::size_t r = 0; r < c.reduction; ++r) {
-          at(f, r, t) = c.packed[((block * taps + t) * c.reduction + r) * 16 + inside % 16];
+          at(f, r, t) = rows[(t * c.reduction + r) * width * 16 + inside - first * 16];
         }
       }
     }

@@ -113,10 +113,6 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
     const std::size_t blocks = (per_group + 15) / 16;
     call.reduction = c.reduction;
     data.push_back(random.floats(c.groups * blocks * taps * c.reduction * 16));
-    for (std::size_t i = 0; i < data[0].size(); ++i) {
-      const std::size_t block = i / 16 / c.reduction / taps % blocks;
-      if (block * 16 + i % 16 >= per_group) data[0][i] = 0.0F;
-    }
     call.packed = data[0].data();
   } else {
     call.slabs = slabs.data();

@@ -19,19 +19,27 @@ from .lowering import Layout, Lowering, lowers
 from .operators import Affine, Binary, BinaryKind, Convolution, Depthwise, MatMul, Triple
 
 BLOCK = 16
+PANEL_BLOCKS = 4
 _MOST_AXES = 3
 
 
 def packed(weight: Array, groups: int) -> Array:
-    """Returns the packed form of a canonical weight."""
+    """Returns the packed form of a canonical weight, `(groups, blocks, taps, channels, 16)`.
+
+    The sizes tell how much there is; it lies panel after panel, as the format says.
+    """
     filters, channels = weight.shape[0] // groups, weight.shape[1]
     blocks = -(-filters // BLOCK)
     split = weight.reshape(groups, filters, channels, -1)
     padded = np.zeros((groups, blocks * BLOCK, *split.shape[2:]), dtype=weight.dtype)
     padded[:, :filters] = split
-    return np.ascontiguousarray(
-        padded.reshape(groups, blocks, BLOCK, channels, -1).transpose(0, 1, 4, 3, 2)
-    )
+    panels = np.array_split(np.arange(blocks), -(-blocks // PANEL_BLOCKS))
+    rows = [
+        padded[:, panel[0] * BLOCK : (panel[-1] + 1) * BLOCK].transpose(0, 3, 2, 1)
+        for panel in panels
+    ]
+    flat = np.concatenate([panel.reshape(groups, -1) for panel in rows], axis=1)
+    return flat.reshape(groups, blocks, -1, channels, BLOCK)
 
 
 def _triple(values: Sequence[int], fill: int) -> Triple:
