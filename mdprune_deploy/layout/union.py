@@ -207,7 +207,7 @@ def union(
     uses = np.array([_row(s.filters, 1 + int(order.max(initial=-1)))[order] for s in chosen])
     member = np.array([_row(s.channels, channels) for s in chosen])
     found = _classes(member, uses)
-    if grouping is not Grouping.NONE:
+    if found and grouping is not Grouping.NONE:
         found = _merge(found, member, uses, taps, lists=grouping is Grouping.ROWS)
         found = [_Group(g.rows, _whole_lines(g.filters), g.members) for g in found]
     slabs: list[Slab] = []
