@@ -1,0 +1,70 @@
+"""Any network of the building blocks, any masks, all domains in one bundle: each plan is exact."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from checks import inputs_for, rounding
+from graphs import Drawn, networks
+from hypothesis import HealthCheck, Phase, given, settings
+from native_interpreter import Interpreter
+from plans import RUNTIME, has_runtime, run_plan
+
+from mdprune_deploy import CheckpointError
+from mdprune_deploy.emit.native.plan import Place, read_plan
+from mdprune_deploy.emit.native.target import FOLDER, NativeTarget
+from mdprune_deploy.passes.remove import remove_for, shared_orders
+from mdprune_deploy.passes.trace import example_feeds
+
+NIGHTLY = bool(os.environ.get("MDPRUNE_NIGHTLY"))
+EXAMPLES = 1000 if NIGHTLY else 60
+STORED = 2e-5
+"""Relative to the largest output: constants are rounded to float32, and sums may cancel."""
+
+
+@settings(
+    max_examples=EXAMPLES,
+    derandomize=not NIGHTLY,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.generate, Phase.shrink),
+)
+@given(networks())
+def test_every_domain_is_exact(drawn: Drawn) -> None:
+    checkpoint = drawn.network.checkpoint(**drawn.domains)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        try:
+            orders = shared_orders(checkpoint)
+        except CheckpointError:
+            return  # a domain is cut: refused, which is tested with the passes
+        with NativeTarget(root, {domain: domain for domain in drawn.domains}) as target:
+            for domain in drawn.domains:
+                removed = remove_for(checkpoint, domain, ["native"], orders)["native"]
+                feeds = example_feeds(checkpoint)
+                target.add(domain, removed.model, feeds, dynamic_batch=True)
+            files = target.finish()
+        x = inputs_for(drawn.network.example.shape)
+        for domain, own in drawn.domains.items():
+            plan = read_plan(root / files[domain].plan)
+            expected = drawn.network.expected(own, x)
+            found = Interpreter(plan, root / FOLDER, np.float64)(x)
+            allowed = max(STORED, 4 * rounding(checkpoint, domain, expected, x))
+            compare(expected, found, allowed, f"{domain}, the interpreter")
+            if has_runtime():
+                images = [run_plan(root, plan, [x[i : i + 1]], None, domain) for i in range(3)]
+                batch = [np.concatenate(parts) for parts in zip(*images, strict=True)]
+                allowed = max(RUNTIME, 4 * rounding(checkpoint, domain, expected, x))
+                compare(expected, batch, allowed, f"{domain}, the runtime")
+            assert all(t.offset % 64 == 0 for t in plan.tensors if t.place is Place.WEIGHTS)
+
+
+def compare(expected: list[np.ndarray], found: list[np.ndarray], bound: float, who: str) -> None:
+    for want, have in zip(expected, found, strict=True):
+        scale = max(float(np.abs(want).max(initial=0.0)), 1e-30)
+        error = float(np.abs(have - want).max(initial=0.0)) / scale
+        assert error <= bound, f"{who}: relative error {error:.1e}"
