@@ -24,7 +24,7 @@ from .files import write_whole
 from .passes.bind import WeightUse
 from .passes.figures import UsedPairs, products, union_and_intersection, used_sets
 from .passes.remove import analyzed, remove
-from .report import Held, LayerFigures
+from .report import Held, LayerFigures, WeightLayout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +78,8 @@ class Inspection:
         bytes_shared: Bytes of the weight file that several domains name; None for a checkpoint.
         bytes_private: Bytes that one domain names; None for a checkpoint.
         held: Masked channels that stay, and the operator that holds them.
+        layout: How the native target of a bundle stores every weight.
+        memory_limit: Most bytes that its weight file may have, None for no limit.
     """
 
     source: Literal["checkpoint", "bundle"]
@@ -88,6 +90,8 @@ class Inspection:
     bytes_shared: int | None
     bytes_private: int | None
     held: tuple[Held, ...]
+    layout: tuple[WeightLayout, ...] = ()
+    memory_limit: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as plain JSON types."""
@@ -128,6 +132,8 @@ def inspect_bundle(path: str | os.PathLike[str]) -> Inspection:
         bytes_shared=report.bytes_shared,
         bytes_private=report.bytes_private,
         held=report.held,
+        layout=report.layout,
+        memory_limit=report.memory_limit,
     )
 
 

@@ -25,6 +25,7 @@ from mdprune_deploy.report import (
     Held,
     LayerFigures,
     Missing,
+    WeightLayout,
 )
 
 NAME = "manifest.json"
@@ -347,10 +348,17 @@ def _report(root: _Field) -> CompileReport:
         seconds=root["seconds"].optional(_Field.number),
         held=root["held"].sequence(lambda item: _figures(item, Held)),
         missing=root.get("missing", []).sequence(lambda item: _figures(item, Missing)),
+        layout=root.get("layout", []).sequence(_weight_layout),
+        memory_limit=root.get("memory_limit", None).optional(_Field.integer),
         budget=root["budget"].optional(_Field.number),
         metric=root["metric"].text(),
         fit=root["fit"].optional(_Field.text),
     )
+
+
+def _weight_layout(field: _Field) -> WeightLayout:
+    domains = {key: field[key].sequence(_Field.text) for key in ("readers", "private")}
+    return _figures(field, WeightLayout, **domains)
 
 
 def _domain_report(field: _Field) -> DomainReport:

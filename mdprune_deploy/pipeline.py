@@ -34,7 +34,7 @@ from .passes.figures import UsedPairs, union_and_intersection
 from .passes.lower import to_float32
 from .passes.remove import Removed, remove, remove_for, shared_orders
 from .passes.trace import example_feeds
-from .report import CompileReport, DomainReport, Held, Missing
+from .report import CompileReport, DomainReport, Held, Missing, WeightLayout
 from .verify import (
     ARTIFACT_TOLERANCE,
     GRAPH_TOLERANCE,
@@ -69,6 +69,7 @@ def compile(
     targets: Sequence[str] | None = None,
     fit: Literal["magnitude"] | None = None,
     overwrite: bool = False,
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> CompileReport:
     """Compiles every domain of a checkpoint into one bundle.
@@ -83,6 +84,8 @@ def compile(
             target cannot express the graph or check it here, the report's `missing` says why.
         fit: `"magnitude"` lets boolean masks outside the budget be cut by weight norm.
         overwrite: Replace a bundle that stands at `output_dir`.
+        memory_limit: Most bytes of the native target's weight file. What the union of all domains
+            leaves of it is spent on private copies where they save most time. None: the union.
         progress: Told of every stage.
 
     Returns:
@@ -90,7 +93,7 @@ def compile(
 
     Raises:
         CheckpointError: The checkpoint is unreadable or contradicts itself.
-        BudgetError: The masks do not fit the budget.
+        BudgetError: The masks do not fit the budget, or the weights the memory limit.
         UnsupportedGraphError: The graph holds something that cannot be compiled exactly.
         VerificationError: What was compiled differs from the reference.
         BackendUnavailableError: A target is not available.
@@ -98,6 +101,8 @@ def compile(
     """
     start = time.perf_counter()
     _check_targets(targets)
+    if memory_limit is not None and targets is not None and "native" not in targets:
+        raise UsageError("a memory limit is one of the native target, which was not asked for")
     with BundleWriter(Path(output_dir), overwrite) as writer:
         checkpoint = (
             checkpoint_or_path
@@ -106,7 +111,7 @@ def compile(
         )
         if budget is not None:
             checkpoint = fit_budget(checkpoint, budget, metric, fit)
-        run = _Run(checkpoint, writer.root, targets, progress)
+        run = _Run(checkpoint, writer.root, targets, memory_limit, progress)
         report = dataclasses.replace(run.compile(), budget=budget, metric=metric, fit=fit)
         writer.finish(report, run.models, _versions())
     return dataclasses.replace(report, seconds=time.perf_counter() - start)
@@ -120,6 +125,7 @@ class _Run:
         checkpoint: Checkpoint,
         root: Path,
         targets: Sequence[str] | None,
+        memory_limit: int | None,
         progress: Progress | None,
     ) -> None:
         self.models: dict[str, DomainModel] = {}
@@ -127,6 +133,8 @@ class _Run:
         self._root = root
         self._insists = targets is not None
         self._targets = list(DEFAULT_TARGETS if targets is None else targets)
+        self._memory_limit = memory_limit
+        self._layout: tuple[WeightLayout, ...] = ()
         self._progress = progress
         self._done = 0
         self._used: dict[str, dict[WeightUse, UsedPairs]] = {}
@@ -161,6 +169,8 @@ class _Run:
             seconds=None,
             held=tuple(self._held),
             missing=tuple(self._missing),
+            layout=self._layout,
+            memory_limit=self._memory_limit,
         )
 
     def _tolerate(self, native: NativeTarget, step: Callable[[], object]) -> bool:
@@ -239,8 +249,9 @@ class _Run:
 
     def _finish(self, native: NativeTarget, reports: dict[str, DomainReport]) -> None:
         """Writes the plans and runs them."""
-        for name, files in native.finish().items():
+        for name, files in native.finish(self._memory_limit).items():
             self.models[name] = dataclasses.replace(self.models[name], native=files)
+        self._layout = native.layout
         try:
             for name, report in reports.items():
                 self._begin(name, "check the plan")
@@ -250,6 +261,7 @@ class _Run:
                         report, max_abs_error=error.absolute, max_rel_error=error.relative
                     )
         except UnsupportedGraphError:
+            self._layout = ()
             for name, model in self.models.items():
                 self.models[name] = dataclasses.replace(model, native=None)
             raise

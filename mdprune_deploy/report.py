@@ -68,6 +68,32 @@ class LayerFigures:
 
 
 @dataclass(frozen=True)
+class WeightLayout:
+    """How the native target stores one weight for all domains.
+
+    Attributes:
+        name: The weight's name.
+        bytes_dense: Bytes of the whole weight, of every version where domains have their own.
+        bytes_union: Bytes of the union of what the domains use, each element once: the least that
+            can be stored.
+        bytes_copies: Bytes of a copy for every domain that uses another part.
+        bytes_stored: Bytes that are stored.
+        readers: Domains that read it.
+        private: Those that have a copy of their own; the others read the union.
+        reason: Why it is stored so.
+    """
+
+    name: str
+    bytes_dense: int
+    bytes_union: int
+    bytes_copies: int
+    bytes_stored: int
+    readers: tuple[str, ...]
+    private: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class DomainReport:
     """The figures of one domain; parameters count weights without biases and norms.
 
@@ -98,6 +124,8 @@ class CompileReport:
             made.
         held: Every place where a masked channel could not be removed.
         missing: Targets that a compile for all targets could not emit.
+        layout: How the native target stores weights, in graph order; empty without it.
+        memory_limit: Most bytes that its weight file may have, None for no limit.
         budget: The budget that the masks were fitted to, None for masks as they were.
         metric: What the budget counted.
         fit: How boolean masks outside the budget were cut, None for not at all.
@@ -111,6 +139,8 @@ class CompileReport:
     seconds: float | None
     held: tuple[Held, ...] = ()
     missing: tuple[Missing, ...] = ()
+    layout: tuple[WeightLayout, ...] = ()
+    memory_limit: int | None = None
     budget: float | None = None
     metric: str = "params"
     fit: str | None = None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mdprune_deploy import BudgetError
 from mdprune_deploy.layout.choose import Choice, Reader, SharedWeight, choose
-from mdprune_deploy.layout.union import Selection
+from mdprune_deploy.layout.union import Grouping, Selection
 
 
 def selection(filters: range, channels: range) -> Selection:
@@ -43,7 +43,7 @@ def test_what_nobody_shares_is_private() -> None:
     alone = weight(selection(range(16), range(10)))
     found = choose({"apart": apart, "alone": alone})
     assert all_private(found["apart"], apart) and found["apart"].stored == 4 * 2 * 160
-    assert found["apart"].reason == "copies take no more than the union"
+    assert found["apart"].reason == "copies take no more than slabs"
     assert all_private(found["alone"], alone)
     assert found["alone"].reason == "one domain reads it"
 
@@ -53,8 +53,10 @@ def test_equal_copies_are_stored_once() -> None:
     same = weight(part, part, part)
     choice = choose({"w": same})["w"]
     assert all_private(choice, same) and choice.stored == choice.copies == 4 * 320
-    own = SharedWeight(1, np.arange(64), same.selections, frozenset({("d0", 0)}))
-    assert choose({"w": own})["w"].copies == 4 * 2 * 320  # one copy has columns of its own
+    own = SharedWeight(1, np.arange(64), same.selections, {("d0", 0): 2})
+    choice = choose({"w": own})["w"]  # one copy has two columns of its own
+    assert choice.copies == 4 * (320 + 320 + 64)
+    assert choice.union == 4 * (320 + 64) and choice.stored == choice.union
 
 
 def test_one_domain_that_reads_a_weight_twice_needs_no_slabs() -> None:
@@ -84,14 +86,15 @@ def test_the_limit_cannot_be_below_the_union() -> None:
 def test_groups_are_given_up_to_meet_the_limit() -> None:
     rng = np.random.default_rng(0)
     parts = [
-        Selection(np.flatnonzero(rng.random(64) < 0.4), np.flatnonzero(rng.random(40) < 0.4))
-        for _ in range(9)
+        Selection(np.flatnonzero(rng.random(160) < 0.4), np.flatnonzero(rng.random(80) < 0.5))
+        for _ in range(5)
     ]
-    shared = weight(*parts)
+    shared = weight(*parts, filters=160)
     free = choose({"w": shared})["w"]
-    assert free.stored > free.union
-    tight = choose({"w": shared}, free.union)["w"]
-    assert tight.stored == tight.union == free.union
+    assert free.stored > free.union and free.layout is not None
+    exact = shared.union_bytes(shared.layout(list(shared.selections), Grouping.NONE))
+    tight = choose({"w": shared}, exact)["w"]
+    assert free.union <= tight.stored < free.stored
     assert tight.reason == "the union, ungrouped to meet the limit"
 
 
@@ -129,7 +132,7 @@ def test_a_limit_is_kept_and_readers_are_covered(seed: int, share: float) -> Non
         ]
         weights[index] = weight(*parts, filters=filters, taps=int(rng.choice([1, 9])))
     free = choose(weights)
-    low = sum(c.union if c.layout is not None else c.stored for c in free.values())
+    low = sum(c.stored for c in free.values())
     high = sum(max(c.copies, c.stored) for c in free.values())
     limit = int(low + share * (high - low))
     found = choose(weights, limit)
@@ -138,6 +141,6 @@ def test_a_limit_is_kept_and_readers_are_covered(seed: int, share: float) -> Non
         shared = weights[key]
         rest = set() if choice.layout is None else set(choice.layout.readers)
         assert rest | choice.private == set(shared.selections) and not rest & choice.private
-        slabs = 0 if choice.layout is None else 4 * shared.taps * choice.layout.pairs
+        slabs = 0 if choice.layout is None else shared.union_bytes(choice.layout)
         assert choice.stored == slabs + shared.copies_bytes(sorted(choice.private))
         assert choice.stored >= min(choice.union, choice.copies)

@@ -171,5 +171,6 @@ def test_lines(filters: list[int], lines: int) -> None:
 
 def test_a_reader_of_nothing() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    stored = union({"a": Selection(nothing, nothing)})
-    assert stored.pairs == 0 and stored.readers["a"].readings == ()
+    for grouping in Grouping:
+        stored = union({"a": Selection(nothing, nothing)}, grouping=grouping)
+        assert stored.pairs == 0 and stored.readers["a"].readings == ()

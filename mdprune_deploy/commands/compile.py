@@ -9,6 +9,7 @@ import typer
 
 from .. import pipeline
 from ..report import CompileReport
+from ..sizes import parse_size
 from .common import (
     BudgetOption,
     FitOption,
@@ -38,6 +39,15 @@ def compile(
     ] = None,
     metric: MetricOption = "params",
     fit: FitOption = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-limit",
+            metavar="SIZE",
+            help="Most bytes of the native weight file, such as 120MiB: what the union of all "
+            "domains leaves of it goes into copies that save time.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle that stands at OUT.")
     ] = False,
@@ -55,6 +65,7 @@ def compile(
             else [name.strip() for name in target.split(",") if name.strip()],
             fit=fit,
             overwrite=force,
+            memory_limit=None if memory_limit is None else parse_size(memory_limit),
             progress=lambda domain, stage, done, total: tick(f"{domain}, {stage}", done, total),
         )
     if as_json:

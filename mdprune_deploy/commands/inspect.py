@@ -89,7 +89,44 @@ def _show(path: Path, found: Inspection) -> None:
             f"The weight file: {size(found.bytes_shared)} that several domains name, "
             f"{size(found.bytes_private)} that one names."
         )
+    _show_layout(found)
     _show_held(found)
+
+
+def _show_layout(found: Inspection) -> None:
+    """Prints how the native target stores every weight, beside the least that it could take."""
+    if not found.layout:
+        return
+    rows = [
+        [
+            weight.name,
+            size(weight.bytes_dense),
+            size(weight.bytes_union),
+            size(weight.bytes_copies),
+            size(weight.bytes_stored),
+            _sharing(len(weight.private), len(weight.readers)),
+            weight.reason,
+        ]
+        for weight in found.layout
+    ]
+    headings = ("weight", "dense", "union", "copies", "stored", "read from", "because")
+    print_table("native target: how weights are stored", headings, rows)
+    dense, union, copies, stored = (
+        sum(getattr(weight, f"bytes_{what}") for weight in found.layout)
+        for what in ("dense", "union", "copies", "stored")
+    )
+    limit = "" if found.memory_limit is None else f" under a limit of {size(found.memory_limit)}"
+    print(
+        f"The native target stores {size(stored)} of weights{limit}. The least for all domains is "
+        f"{size(union)}, what some domain uses; a copy for every domain takes {size(copies)}, the "
+        f"dense weights {size(dense)}."
+    )
+
+
+def _sharing(private: int, readers: int) -> str:
+    if not private:
+        return "union"
+    return "copies" if private == readers else f"union, {private} copies"
 
 
 def _show_domains(path: Path, found: Inspection) -> None:

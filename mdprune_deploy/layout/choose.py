@@ -30,6 +30,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 BLOCK = 16
 """Filters to which private copies are padded."""
+ALIGNMENT = 64
+"""Bytes to whose multiples slabs and copies are padded."""
 PANEL = 64
 """Filters that are packed at once."""
 LINE_NS = 2.0
@@ -46,19 +48,21 @@ class SharedWeight:
         taps: Weights per pair.
         order: All of its filters in stored order.
         selections: What every reader uses.
-        own: Readers that have columns of their own beside it: their copies are equal to no other.
+        own: How many columns of their own readers have beside it; their copies are equal to no
+            other.
     """
 
     taps: int
     order: Indices
     selections: Mapping[Reader, Selection]
-    own: frozenset[Reader] = frozenset()
+    own: Mapping[Reader, int] = field(default_factory=dict)
 
     def copy_bytes(self, reader: Reader) -> int:
         """Returns the bytes of a reader's private copy."""
         selection = self.selections[reader]
         width = -(-len(selection.filters) // BLOCK) * BLOCK
-        return FLOAT * self.taps * width * len(selection.channels)
+        channels = len(selection.channels) + self.own.get(reader, 0)
+        return FLOAT * self.taps * width * channels
 
     def copies_bytes(self, readers: Sequence[Reader]) -> int:
         """Returns the bytes of private copies; equal ones are stored once."""
@@ -67,7 +71,7 @@ class SharedWeight:
     def _copy(self, reader: Reader) -> object:
         selection = self.selections[reader]
         content = selection.filters.tobytes(), selection.channels.tobytes()
-        return (reader, content) if reader in self.own else content
+        return (reader, content) if self.own.get(reader) else content
 
     def layout(self, readers: Sequence[Reader], grouping: Grouping) -> Union[Reader]:
         """Lays out the union of what some readers use."""
@@ -75,8 +79,20 @@ class SharedWeight:
         return union(selections, self.order, taps=self.taps, grouping=grouping)
 
     def union_bytes(self, layout: Union[Reader]) -> int:
-        """Returns the bytes of slabs."""
-        return FLOAT * self.taps * layout.pairs
+        """Returns the bytes of slabs, and of what their readers have beside them."""
+        sizes = [slab.pairs for slab in layout.slabs]
+        sizes += [self._own_pairs(reader) for reader in layout.readers]
+        return sum(-(-FLOAT * self.taps * size // ALIGNMENT) * ALIGNMENT for size in sizes)
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes of the pairs that some reader uses, each once."""
+        layout = self.layout(list(self.selections), Grouping.NONE)
+        own = sum(self._own_pairs(reader) for reader in self.selections)
+        return FLOAT * self.taps * (layout.pairs + own)
+
+    def _own_pairs(self, reader: Reader) -> int:
+        return self.own.get(reader, 0) * len(self.selections[reader].filters)
 
     def saved_ns(self, reader: Reader, layout: Union[Reader]) -> float:
         """Returns the time per call that a private copy saves a reader."""
@@ -134,13 +150,13 @@ class _State:
 
     def __post_init__(self) -> None:
         readers = list(self.weight.selections)
-        self.least = self.weight.union_bytes(self.weight.layout(readers, Grouping.NONE))
+        self.least = self.weight.least_bytes
         self.copies = self.weight.copies_bytes(readers)
         self._lay_out()
         if len({domain for domain, _ in readers}) < 2:
             self.take(readers, "one domain reads it")
         elif self.copies <= self.stored:
-            self.take(readers, "copies take no more than the union")
+            self.take(readers, "copies take no more than slabs")
 
     def _lay_out(self) -> None:
         rest = [reader for reader in self.weight.selections if reader not in self.private]
@@ -159,6 +175,12 @@ class _State:
         self.private.difference_update(readers)
         self.reason = reason
         self._lay_out()
+
+    def ungrouped(self) -> int:
+        """Returns the bytes of slabs without groups."""
+        return self.weight.union_bytes(
+            self.weight.layout(list(self.weight.selections), Grouping.NONE)
+        )
 
     def ungroup(self) -> None:
         """Stores exactly the union."""
@@ -203,13 +225,12 @@ def _total(states: Mapping[Key, _State]) -> int:
 
 def _fit(states: Mapping[Key, _State], limit: int) -> None:
     """Stores unions exactly, those first that this shrinks most, until the limit is met."""
-    shrinking = sorted(
-        (state for state in states.values() if state.layout is not None),
-        key=lambda state: state.least - state.stored,
-    )
-    for state in shrinking:
-        if _total(states) <= limit:
-            return
+    if _total(states) <= limit:
+        return
+    grouped = [state for state in states.values() if state.layout is not None]
+    for state in sorted(grouped, key=lambda state: state.ungrouped() - state.stored):
+        if _total(states) <= limit or state.ungrouped() >= state.stored:
+            break
         state.ungroup()
     if _total(states) > limit:
         raise BudgetError(

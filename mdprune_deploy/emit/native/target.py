@@ -23,7 +23,7 @@ from ...errors import UnsupportedGraphError
 from ...evaluate import Array
 from ...layout.store import StoreWriter
 from ...manifest import NativeFiles
-from ...report import LayerFigures
+from ...report import LayerFigures, WeightLayout
 from .arena import place_activations
 from .draft import Draft, DraftTensor
 from .lower import lower
@@ -132,9 +132,21 @@ class NativeTarget:
             sum(layer.macs_emitted for layer in layers),
         )
 
-    def finish(self) -> dict[str, NativeFiles]:
-        """Writes plans and index; returns the manifest's entries by domain."""
-        placed = self._shared.place()
+    @property
+    def layout(self) -> tuple[WeightLayout, ...]:
+        """How the weights are stored; known once the files are written."""
+        return self._shared.layout()
+
+    def finish(self, memory_limit: int | None = None) -> dict[str, NativeFiles]:
+        """Writes plans and index; returns the manifest's entries by domain.
+
+        Args:
+            memory_limit: Most bytes of the weight file; None for as few as the layout gives.
+
+        Raises:
+            BudgetError: The union of what the domains use is larger.
+        """
+        placed = self._shared.place(memory_limit)
         self.store.flush()
         found: dict[str, NativeFiles] = {}
         index = []
