@@ -92,9 +92,9 @@ def find_site(
             raise CheckpointError(
                 f"mask on {key!r}: no convolution or matrix product reads {name!r} as its weight"
             )
-    nodes = [reader for reader in candidates if node_names and reader.node.name == key]
-    if nodes:
-        return _weight_of_node(key, nodes, candidates)
+    for reader in candidates:
+        if node_names and reader.node.name == key:
+            return _weight_of_node(reader, candidates)
     module = key.removesuffix(".weight")
     computed = {
         str(reader.weight.name)
@@ -115,16 +115,14 @@ def find_site(
     raise CheckpointError(f"mask on unknown weight {key!r}{near}")
 
 
-def _weight_of_node(key: str, nodes: Sequence[Reader], candidates: Sequence[Reader]) -> str:
-    if len(nodes) > 1:
-        raise CheckpointError(f"mask on {key!r}: {len(nodes)} nodes have this name; name a weight")
-    weight = str(nodes[0].weight.name)
-    others = [r for r in candidates if r.weight.name == weight and r is not nodes[0]]
-    if others:
-        raise CheckpointError(
-            f"mask on {key!r}: node {others[0].node.name!r} reads the same weight, and a mask is "
-            f"on a weight: name {weight!r}"
-        )
+def _weight_of_node(reader: Reader, candidates: Sequence[Reader]) -> str:
+    weight = str(reader.weight.name)
+    for other in candidates:
+        if other is not reader and other.weight is reader.weight:
+            raise CheckpointError(
+                f"mask on {reader.node.name!r}: node {other.node.name!r} reads the same weight, "
+                f"and a mask is on a weight: name {weight!r}"
+            )
     return weight
 
 
