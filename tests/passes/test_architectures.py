@@ -19,7 +19,7 @@ from modules import Call, compile_exactly, randomise
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from mdprune_deploy import Domain, Mask
+from mdprune_deploy import Domain, Mask, UnsupportedGraphError
 
 pytestmark = pytest.mark.usefixtures("narrowest")
 
@@ -537,6 +537,67 @@ COMPUTED = {
 }
 
 
+def functional(model: nn.Module) -> nn.Module:
+    """The network with a module in the place of a parameter that `F.conv2d` reads."""
+    plain = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    plain.load_state_dict({"weight": model.block.w.detach()})
+    found = Net(Call(lambda s, x: s.w(x), w=plain))
+    for name in ("stem", "bn", "act", "last"):
+        setattr(found, name, getattr(model, name))
+    return found.eval()
+
+
+def raw_parameter() -> nn.Module:
+    block = Call(lambda s, x: F.conv2d(x, s.w, None, 1, 1))
+    block.w = nn.Parameter(torch.randn(8, 8, 3, 3) / 5)
+    return Net(block)
+
+
+COMPUTED["raw parameter"] = Case(
+    raw_parameter,
+    {"block.w": on(8, 0, 1), "last": on(8, 3)},
+    {"stem": (2 * 27, 64), "block.w": (1 * 2 * 9, 64), "last": (6 * 1, 64)},
+    plain=functional,
+)  # fmt: skip
+
+
+# Masks that leave nothing of something
+
+
+def residual() -> nn.Module:
+    body = nn.Sequential(unit(8, 8, 3), nn.Conv2d(8, 8, 3, padding=1))
+    return Net(Call(lambda s, x: x + s.body(x), body=body))
+
+
+DEAD = {
+    "a reader without channels": Case(
+        residual,
+        {"block.body.1": on(8), "last": on(8, 0, 1, 2)},
+        # Only the bias of the second convolution is left of the branch.
+        {
+            "stem": (3 * 27, 64), "block.body.0.0": (0, 64), "block.body.1": (0, 64),
+            "last": (6 * 3, 64),
+        },
+    ),
+    "a branch without filters": Case(
+        residual,
+        {"block.body.1": on(8, axis="out", site="output"), "last": on(8, 0, 1, 2)},
+        {
+            "stem": (3 * 27, 64), "block.body.0.0": (0, 64), "block.body.1": (0, 64),
+            "last": (6 * 3, 64),
+        },
+    ),
+    "a block without input": Case(
+        residual,
+        {"block.body.0.0": on(8), "last": on(8, 0, 1, 2)},
+        {
+            "stem": (3 * 27, 64), "block.body.0.0": (0, 64), "block.body.1": (0, 64),
+            "last": (6 * 3, 64),
+        },
+    ),
+}  # fmt: skip
+
+
 # Constants: four filters of the stem are off behind a live batch norm
 
 
@@ -596,7 +657,7 @@ CONSTANTS = {
     ),
 }  # fmt: skip
 
-CASES = {**BRANCHES, **MOVES, **BLOCKS, **COMPUTED, **CONSTANTS}
+CASES = {**BRANCHES, **MOVES, **BLOCKS, **COMPUTED, **DEAD, **CONSTANTS}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -622,3 +683,21 @@ def in_order(layers: tuple, names: dict[str, tuple[int, int]]) -> list:
     named = {layer.name.removesuffix(".weight"): layer for layer in layers}
     rest = [layer for name, layer in named.items() if name not in names]
     return [named.get(name) or rest.pop(0) for name in names]
+
+
+def test_one_convolution_called_twice(tmp_path: Path) -> None:
+    """Its weight is stored once: what either call uses; each call computes only its own part."""
+    torch.manual_seed(0)
+    model = randomise(Net(Call(lambda s, x: s.c(torch.relu(s.c(x))), c=conv(8, 8, 3))))
+    domain = Domain({"block.c": on(8, 0, 1), "last": on(8, 5)})
+    figures = compile_exactly(tmp_path, model, {"d": domain}).domains["d"]
+    # The first call makes channels 0 and 1 from channels 0 and 1, the second channel 5 from them.
+    assert figures.params_dense == 8 * 27 + 8 * 8 * 9 + 6 * 8
+    assert figures.params_used == 2 * 27 + 3 * 2 * 9 + 6 * 1
+    assert figures.macs_emitted == 64 * (2 * 27 + 2 * 2 * 9 + 1 * 2 * 9 + 6 * 1)
+
+
+def test_a_weight_that_the_exporter_cannot_express_is_refused(tmp_path: Path) -> None:
+    block = parametrizations.orthogonal(nn.Conv2d(8, 8, 3, padding=1))
+    with pytest.raises(UnsupportedGraphError, match=r"cannot be exported: .*matrix_exp"):
+        compile_exactly(tmp_path, Net(block), {"d": Domain()})
