@@ -13,7 +13,7 @@ import torch
 
 from . import checkpoint_file
 from .checkpoint_checks import check_against_graph, check_domains
-from .checkpoint_file import Checkpoint, masks_of
+from .checkpoint_document import Checkpoint, masks_of
 from .domain import Domain
 from .errors import CheckpointError
 from .export import Exported, export
