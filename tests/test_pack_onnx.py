@@ -373,6 +373,11 @@ def test_unreadable_models_are_named(tmp_path: Path) -> None:
     nodes[2].op_type, nodes[2].input[0] = "Relu", "nobody"
     with pytest.raises(CheckpointError, match="is no valid ONNX: Nodes in a graph must be topo"):
         pack(tmp_path, save(model, nodes, weights()), {"d/in/Last": HALF})
+    proto = onnx.load(save(model, unfolded(), weights()))
+    proto.opset_import.append(helper.make_opsetid("ai.onnx", 13))
+    onnx.save(proto, model)
+    with pytest.raises(CheckpointError, match=r"is no valid ONNX: "):
+        pack(tmp_path, model, {"d/in/Last": HALF})
     assert nothing_written(tmp_path)
 
 
