@@ -186,6 +186,8 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
                     channels = channels & ~along(need, axis, size)
                 if count := int(channels.sum()):
                     found.append(_held(domain, value, axis, count, holder, facts))
+        elif "weight" in node.meta:
+            found.extend(_held_by_stack(domain, node, facts))
         elif isinstance(entry, mixing.Mixing):
             found.extend(
                 _held(domain, node.inputs[0], axis, count, node, facts)
@@ -202,6 +204,18 @@ def _held(
     reason = operator(holder).reason(holder, facts)
     name = holder.name or ""
     return Held(domain, str(value.name), axis, count, holder.op_type, name, reason)
+
+
+def _held_by_stack(domain: str, node: ir.Node, facts: Facts) -> Iterator[Held]:
+    """Yields the channels that a `MatMul` with a stack of weights reads and multiplies by zero."""
+    for index, (value, axis) in enumerate(zip(node.inputs, (-1, -2), strict=False)):
+        weight = facts.constant(node.inputs[1 - index]) if node.op_type == "MatMul" else None
+        if weight is None or value is None:
+            continue
+        contracted = weight.ndim - 2 if index == 0 else weight.ndim - 1
+        others = tuple(a for a in range(weight.ndim) if a != contracted)
+        if count := int((~weight.any(axis=others)).sum()):
+            yield _held(domain, value, len(facts.shape(value)) + axis, count, node, facts)
 
 
 def _reads_idle(
