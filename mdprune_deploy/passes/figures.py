@@ -165,7 +165,7 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
 
     Channels that are kept because a kernel is faster with them are not held.
     """
-    held: dict[ir.Value, dict[ir.Node, Needed]] = {}
+    held = _held_by_outputs(graph, facts)
     found: list[Held] = []
     for node in reversed(list(graph)):
         entry = operator(node)
@@ -182,7 +182,7 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
             for holder, idle in held.get(node.outputs[0], {}).items():
                 value, size = node.outputs[0], facts.size(node.outputs[0], axis)
                 channels = along(idle, axis, size)
-                if (need := facts.needed.get(value)) is not None:
+                if (need := _live_need(value, facts)) is not None:
                     channels = channels & ~along(need, axis, size)
                 if count := int(channels.sum()):
                     found.append(_held(domain, value, axis, count, holder, facts))
@@ -195,6 +195,16 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
                 if (count := _beyond_output(entry, node, axis, facts))
             )
     return found
+
+
+def _held_by_outputs(graph: ir.Graph, facts: Facts) -> dict[ir.Value, dict[ir.Node, Needed]]:
+    """Returns the constant elements of the network's outputs: these are made whole."""
+    held: dict[ir.Value, dict[ir.Node, Needed]] = {}
+    for value in graph.outputs:
+        constant = ~np.isnan(facts.known_of(value))
+        if constant.any() and not value.is_graph_input():
+            held[value] = {ir.node("Output", [], name=value.name): constant}
+    return held
 
 
 def _held(

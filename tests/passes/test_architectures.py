@@ -454,6 +454,15 @@ BLOCKS = {
         },
         frozenset({"LayerNormalization"}),
     ),
+    "ConvNeXt, filters off": Case(
+        convnext,
+        {"block.pw1": on(16, *range(6), axis="out"), "last": on(8, 1, 2)},
+        {
+            # GELU of the bias is a constant: ten channels become a part of the next bias.
+            "stem": (8 * 27, 64), "block.spread": (8 * 49, 64), "block.pw1": (6 * 8, 64),
+            "block.pw2": (2 * 6, 64), "last": (6 * 2, 64),
+        },
+    ),
     "CBAM": Case(
         cbam,
         {"block.reduce": on(8, 0, 1), "block.expand": on(4, 2), "last": on(8, 0, 1)},
