@@ -21,7 +21,10 @@ from torch.nn.utils import parametrizations
 
 from mdprune_deploy import Domain, Mask, UnsupportedGraphError
 
-pytestmark = pytest.mark.usefixtures("narrowest")
+pytestmark = [
+    pytest.mark.usefixtures("narrowest"),
+    pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning"),
+]
 
 Masks = dict[str, Mask]
 
