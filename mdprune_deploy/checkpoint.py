@@ -13,13 +13,21 @@ import torch
 
 from . import checkpoint_file
 from .checkpoint_checks import check_against_graph, check_domains
-from .checkpoint_file import Checkpoint, masks_of
+from .checkpoint_document import Checkpoint, masks_of
 from .domain import Domain
 from .errors import CheckpointError
-from .export import export
+from .export import Exported, export
 from .weights import find_site, readers
 
-__all__ = ["Checkpoint", "load_checkpoint", "masks_of", "save_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "join",
+    "load_checkpoint",
+    "make_checkpoint",
+    "masks_of",
+    "save_checkpoint",
+    "write_checkpoint",
+]
 
 
 def save_checkpoint(
@@ -41,26 +49,55 @@ def save_checkpoint(
         UnsupportedGraphError: The network cannot be exported.
         UsageError: The file cannot be written.
     """
+    write_checkpoint(path, make_checkpoint(model, example_inputs, domains))
+
+
+def make_checkpoint(
+    model: torch.nn.Module,
+    example_inputs: torch.Tensor | Sequence[torch.Tensor],
+    domains: Mapping[str, Domain],
+) -> Checkpoint:
+    """Exports a network once and joins it with its domains, as `save_checkpoint` stores them.
+
+    Raises:
+        CheckpointError: A domain is malformed, or names a weight that the network lacks.
+        UnsupportedGraphError: The network cannot be exported.
+    """
     check_domains(domains)
     if not isinstance(model, torch.nn.Module):
         raise CheckpointError(f"model is a {type(model).__name__}, not a torch.nn.Module")
-    exported = export(model, example_inputs, _reshaped(model, domains))
+    return join(export(model, example_inputs, _reshaped(model, domains)), domains)
+
+
+def join(
+    exported: Exported, domains: Mapping[str, Domain], *, node_names: bool = False
+) -> Checkpoint:
+    """Joins a graph with its domains.
+
+    Args:
+        exported: The graph.
+        domains: The domains by name; their order is kept.
+        node_names: Whether masks may name a weight by the node that reads it.
+
+    Raises:
+        CheckpointError: A mask names no weight.
+    """
     candidates = readers(exported.model.graph)
-    sites = {
-        key: find_site(key, candidates, exported.parameters, exported.aliases)
-        for domain in domains.values()
-        for key in domain.masks
-    }
-    checkpoint = Checkpoint(
+    return Checkpoint(
         model=exported.model,
         examples=exported.examples,
         domains=dict(domains),
         parameters=exported.parameters,
         aliases=exported.aliases,
-        sites=sites,
+        sites={
+            key: find_site(
+                key, candidates, exported.parameters, exported.aliases, node_names=node_names
+            )
+            for domain in domains.values()
+            for key in domain.masks
+        },
         dynamic_batch=exported.dynamic_batch,
     )
-    write_checkpoint(path, checkpoint)
 
 
 def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:

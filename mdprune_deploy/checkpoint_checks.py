@@ -11,7 +11,8 @@ import onnx.shape_inference
 import onnx_ir as ir
 import torch
 
-from .checkpoint_file import Checkpoint, graph_without_data, masks_of
+from .checkpoint_document import Checkpoint, masks_of
+from .checkpoint_graph import without_data
 from .domain import Domain, Mask
 from .errors import CheckpointError
 from .weights import Reader, channels, did_you_mean, readers, readers_of
@@ -113,7 +114,7 @@ def check_against_graph(checkpoint: Checkpoint) -> None:
     """
     _check_tables(checkpoint)
     _check_examples(checkpoint)
-    proto = graph_without_data(checkpoint)
+    proto = without_data(checkpoint.model, checkpoint.parameters)
     _fix_inputs(proto, checkpoint)
     candidates = readers(checkpoint.model.graph)
     inferred: dict[str, Shapes] = {}

@@ -69,6 +69,8 @@ def find_site(
     candidates: Sequence[Reader],
     parameters: Sequence[str],
     aliases: Mapping[str, str],
+    *,
+    node_names: bool = False,
 ) -> str:
     """Resolves a mask's key to the name of the value that is the weight.
 
@@ -77,6 +79,7 @@ def find_site(
         candidates: The graph's readers.
         parameters: The parameters that the graph uses.
         aliases: Further names of parameters.
+        node_names: Whether the key may also be the name of the node that reads the weight.
 
     Raises:
         CheckpointError: The key names no weight, or more than one.
@@ -89,6 +92,9 @@ def find_site(
             raise CheckpointError(
                 f"mask on {key!r}: no convolution or matrix product reads {name!r} as its weight"
             )
+    for reader in candidates:
+        if node_names and reader.node.name == key:
+            return _weight_of_node(reader, candidates)
     module = key.removesuffix(".weight")
     computed = {
         str(reader.weight.name)
@@ -104,7 +110,20 @@ def find_site(
     if key in known:
         raise CheckpointError(f"mask on {key!r}: the graph does not use this parameter")
     modules = {module_of(reader.node) for reader in candidates} - {""}
-    raise CheckpointError(f"mask on unknown weight {key!r}{did_you_mean(key, {*known, *modules})}")
+    names = {str(reader.node.name) for reader in candidates} if node_names else set()
+    near = did_you_mean(key, {*known, *modules, *names})
+    raise CheckpointError(f"mask on unknown weight {key!r}{near}")
+
+
+def _weight_of_node(reader: Reader, candidates: Sequence[Reader]) -> str:
+    weight = str(reader.weight.name)
+    for other in candidates:
+        if other is not reader and other.weight is reader.weight:
+            raise CheckpointError(
+                f"mask on {reader.node.name!r}: node {other.node.name!r} reads the same weight, "
+                f"and a mask is on a weight: name {weight!r}"
+            )
+    return weight
 
 
 def module_of(node: ir.Node) -> str:

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dense_onnx
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from PIL import Image
 from tiny_checkpoints import DOMAINS, LABELS, bundle, checkpoint, network, scores
 from typer.testing import CliRunner, Result
@@ -210,6 +212,61 @@ def test_pack_makes_a_checkpoint_that_compiles(
     refused(
         mdprune("pack", *options, "--ignore", "x", "-o", "/proc/m.pt"), 2, "cannot write checkpoint"
     )
+
+
+def test_a_dense_onnx_file_goes_the_same_way(tmp_path: Path) -> None:
+    model = dense_onnx.save(tmp_path / "dense.onnx", dense_onnx.unfolded(), dense_onnx.weights())
+    masks, packed, out = (tmp_path / name for name in ("masks.npz", "m.pt", "out"))
+    np.savez(masks, **{"first/in/Last": dense_onnx.HALF, "second/labels": np.array(list("abcd"))})
+    result = mdprune("pack", "--onnx", model, "--masks", masks, "-o", packed, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout) == {
+        "version": 1, "output": str(packed), "domains": ["first", "second"],
+        "masks": {"first": 1, "second": 0}, "state": {"first": 0, "second": 0}, "shared": 7,
+        "ignored": [], "dynamic_batch": True,
+    }  # fmt: skip
+    image = tmp_path / "x.npy"
+    np.save(image, np.ones((1, 3, 8, 8), np.float32))
+    for command in (
+        ("compile", packed, "-o", out),
+        ("inspect", packed),
+        ("inspect", out),
+        ("verify", out, "--against", packed),
+        ("run", out, "--domain", "second", image),
+        ("bench", out, "--against", packed, "--seconds", "0.01"),
+    ):
+        result = mdprune(*command, "--json")
+        assert result.exit_code == 0, result.stderr
+        json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 2, "pack needs --model, --weights, --switches, or --onnx and --masks"),
+        (("--onnx", "d.onnx"), 2, "--onnx needs --masks, a file with every domain's masks"),
+        (("--masks", "m.npz"), 2, "--masks goes with --onnx; of a state dict --switches names"),
+        (("--onnx", "d.onnx", "--masks", "m.npz", "--model", "a:b"), 2, "--model does not go with"),
+        (("--onnx", "d.onnx", "--masks", "m.npz", "--key", "a"), 2, "--key does not go with"),
+        (("--onnx", "d.onnx", "--masks", "none.npz"), 3, "masks 'none.npz': cannot be read: No su"),
+        (("--onnx", "none.onnx", "--masks", "m.npz"), 3, "ONNX model 'none.onnx': cannot be read"),
+        (("--onnx", "m.npz", "--masks", "m.npz"), 3, "ONNX model 'm.npz': is no valid ONNX"),
+        (("--onnx", "gelu.onnx", "--masks", "m.npz"), 6, "com.microsoft::Gelu (node 'Middle') is"),
+    ],
+)  # fmt: skip
+def test_what_pack_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int,
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    np.savez("m.npz", **{"d/in/Last": dense_onnx.HALF})
+    gelu = [helper.make_node("Gelu", ["c"], ["d"], "Middle", domain="com.microsoft")]
+    for name, nodes in (("d", dense_onnx.unfolded()), ("gelu", dense_onnx.unfolded(lambda: gelu))):
+        dense_onnx.save(
+            tmp_path / f"{name}.onnx", nodes, dense_onnx.weights(), extra=("com.microsoft",)
+        )
+    refused(mdprune("pack", *options, "-o", "new.pt"), code, message)
+    assert left_in(tmp_path) == ["d.onnx", "gelu.onnx", "m.npz"]
 
 
 def test_help_and_version() -> None:

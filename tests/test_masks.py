@@ -385,15 +385,15 @@ def test_a_product_that_cannot_be_counted_is_refused():
         return ir.val(name, const_value=ir.tensor(array.astype(np.float32), name=name),
                       dtype=ir.DataType.FLOAT, shape=ir.Shape(array.shape))  # fmt: skip
 
-    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[1, 4])
-    weight = value("w", rng.standard_normal((4, 4)))
-    node = ir.node("Gemm", [x, weight, x], name="live_bias")  # the addend is not a constant
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[1, 1, 4])
+    weight = value("w", rng.standard_normal((2, 4, 4)))  # a stack: one matrix per item
+    node = ir.node("MatMul", [x, weight], name="stacked")
     node.outputs[0].name, node.outputs[0].dtype = "y", ir.DataType.FLOAT
     graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight],
                      opset_imports={"": 20}, name="g")  # fmt: skip
     checkpoint = Checkpoint(
         model=ir.Model(graph, ir_version=10),
-        examples={"x": np.ones((1, 4), np.float32)},
+        examples={"x": np.ones((1, 1, 4), np.float32)},
         domains={"d": Domain({"w": Mask(torch.ones(4, dtype=torch.bool), "in")})},
         parameters=("w",),
         sites={"w": "w"},

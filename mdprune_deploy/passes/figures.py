@@ -165,7 +165,7 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
 
     Channels that are kept because a kernel is faster with them are not held.
     """
-    held: dict[ir.Value, dict[ir.Node, Needed]] = {}
+    held = _held_by_outputs(graph, facts)
     found: list[Held] = []
     for node in reversed(list(graph)):
         entry = operator(node)
@@ -182,10 +182,12 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
             for holder, idle in held.get(node.outputs[0], {}).items():
                 value, size = node.outputs[0], facts.size(node.outputs[0], axis)
                 channels = along(idle, axis, size)
-                if (need := facts.needed.get(value)) is not None:
+                if (need := _live_need(value, facts)) is not None:
                     channels = channels & ~along(need, axis, size)
                 if count := int(channels.sum()):
                     found.append(_held(domain, value, axis, count, holder, facts))
+        elif "weight" in node.meta:
+            found.extend(_held_by_stack(domain, node, facts))
         elif isinstance(entry, mixing.Mixing):
             found.extend(
                 _held(domain, node.inputs[0], axis, count, node, facts)
@@ -195,6 +197,16 @@ def held_channels(domain: str, graph: ir.Graph, facts: Facts) -> list[Held]:
     return found
 
 
+def _held_by_outputs(graph: ir.Graph, facts: Facts) -> dict[ir.Value, dict[ir.Node, Needed]]:
+    """Returns the constant elements of the network's outputs: these are made whole."""
+    held: dict[ir.Value, dict[ir.Node, Needed]] = {}
+    for value in graph.outputs:
+        constant = ~np.isnan(facts.known_of(value))
+        if constant.any() and not value.is_graph_input():
+            held[value] = {ir.node("Output", [], name=value.name): constant}
+    return held
+
+
 def _held(
     domain: str, value: ir.Value | None, axis: int, count: int, holder: ir.Node, facts: Facts
 ) -> Held:
@@ -202,6 +214,18 @@ def _held(
     reason = operator(holder).reason(holder, facts)
     name = holder.name or ""
     return Held(domain, str(value.name), axis, count, holder.op_type, name, reason)
+
+
+def _held_by_stack(domain: str, node: ir.Node, facts: Facts) -> Iterator[Held]:
+    """Yields the channels that a `MatMul` with a stack of weights reads and multiplies by zero."""
+    for index, (value, axis) in enumerate(zip(node.inputs, (-1, -2), strict=False)):
+        weight = facts.constant(node.inputs[1 - index]) if node.op_type == "MatMul" else None
+        if weight is None or value is None:
+            continue
+        contracted = weight.ndim - 2 if index == 0 else weight.ndim - 1
+        others = tuple(a for a in range(weight.ndim) if a != contracted)
+        if count := int((~weight.any(axis=others)).sum()):
+            yield _held(domain, value, len(facts.shape(value)) + axis, count, node, facts)
 
 
 def _reads_idle(

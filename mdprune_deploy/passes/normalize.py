@@ -23,6 +23,11 @@ def normalize(model: ir.Model, trace: Trace) -> None:
     for node in list(graph):
         if node.op_type == "Gather":
             _flatten_indices(graph, node, trace)
+        elif node.op_type == "Gemm" and "weight" in node.meta and not _is_plain(node):
+            _split_gemm(graph, node, trace)
+    for node in list(graph):
+        if node.op_type == "MatMul" and "weight" in node.meta:
+            _flatten_weight(graph, node, trace)
     for node in list(graph):
         if node.op_type in ("Identity", "Dropout") or _is_idle_cast(node, trace):
             _bypass(graph, node)
@@ -80,6 +85,81 @@ def _flatten_indices(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
     trace.varying[name] = trace.varying[data.name]
     reshape = ir.node("Reshape", [gather.outputs[0], shaped], name=node.name)
     _replace(graph, node, [gather, reshape])
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Tells whether a `Gemm` is `x @ W + b`, with one bias for all rows."""
+    weight, addend = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    rows = addend is not None and (
+        not addend.is_initializer() or any(size > 1 for size in constant_array(addend).shape[:-1])
+    )
+    plain = weight is not None and weight.is_initializer() and not attribute(node, "transA", 0)
+    return plain and not rows
+
+
+def _split_gemm(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
+    """Turns `Gemm` into `Transpose`, `MatMul` and `Add`."""
+    operands, nodes = [], []
+    for index, flag in enumerate(("transA", "transB")):
+        value = node.inputs[index]
+        assert value is not None
+        if value.is_initializer():
+            factor = attribute(node, "alpha", 1.0)
+            array = constant_array(value) * factor
+            value = add_initializer(
+                graph, array.T if attribute(node, flag, 0) else array, value.name
+            )
+        elif attribute(node, flag, 0):
+            turn = ir.node("Transpose", [value], {"perm": [1, 0]}, name=f"{node.name}_{flag}")
+            _record(turn, value, trace.shapes[str(value.name)][::-1], trace, turned=True)
+            nodes.append(turn)
+            value = turn.outputs[0]
+        operands.append(value)
+    product = ir.node("MatMul", operands, name=node.name)
+    product.meta["weight"] = node.meta["weight"]
+    nodes.append(product)
+    addend = node.inputs[2] if len(node.inputs) > 2 else None
+    beta = attribute(node, "beta", 1.0)
+    if addend is not None:
+        _record(product, node.outputs[0], trace.shapes[str(node.outputs[0].name)], trace)
+        if addend.is_initializer():
+            addend = add_initializer(graph, constant_array(addend) * beta, addend.name)
+        elif beta != 1.0:
+            factor = add_initializer(graph, np.asarray(beta), f"{node.name}_beta")
+            scale = ir.node("Mul", [addend, factor], name=f"{node.name}_scale")
+            _record(scale, addend, trace.shapes[str(addend.name)], trace)
+            nodes.append(scale)
+            addend = scale.outputs[0]
+        nodes.append(ir.node("Add", [product.outputs[0], addend], name=f"{node.name}_add"))
+    _replace(graph, node, nodes)
+
+
+def _record(
+    node: ir.Node, like: ir.Value, shape: tuple[int, ...], trace: Trace, *, turned: bool = False
+) -> None:
+    """Names a new node's output and records what is known of it."""
+    name = node.outputs[0].name = f"{node.name}_out"
+    varying = trace.varying[str(like.name)]
+    trace.shapes[name] = shape
+    trace.dtypes[name] = trace.dtypes[str(like.name)]
+    trace.varying[name] = frozenset(len(shape) - 1 - a for a in varying) if turned else varying
+
+
+def _flatten_weight(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
+    """Drops axes of length 1 in front of a product's weight where the data has as many axes."""
+    for index, value in enumerate(node.inputs):
+        other = node.inputs[1 - index]
+        assert value is not None and other is not None
+        if not value.is_initializer() or other.is_initializer():
+            continue
+        array = constant_array(value)
+        if (
+            array.ndim > 2
+            and array.shape[:-2] == (1,) * (array.ndim - 2)
+            and array.ndim <= len(trace.shapes[str(other.name)])
+        ):
+            flat = add_initializer(graph, array.reshape(array.shape[-2:]), value.name)
+            node.replace_input_with(index, flat)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:

@@ -9,6 +9,9 @@ it moves channels into space or back, one `DepthToSpace` or `SpaceToDepth` befor
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -20,6 +23,7 @@ _SHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _CHAIN = (*_SHAPING, "Transpose", "Concat")
 _AXIS = 1
 _SMALLEST_RANK = 3
+_LARGEST_RANK = 6
 
 
 def rearrange(model: ir.Model, trace: Trace) -> None:
@@ -30,10 +34,14 @@ def rearrange(model: ir.Model, trace: Trace) -> None:
         if node.op_type == "Concat" or not _is_link(node) or node in replaced:
             continue
         chain, roots = _chain(node)
-        if len(chain) < 2 or not _same_but_channels(node.outputs[0], roots, trace):
+        if len(chain) < 2:
             continue
-        if _as_gather(graph, node, roots, trace) or _as_blocks(graph, node, roots, trace):
+        if _same_but_channels(node.outputs[0], roots, trace) and (
+            _as_gather(graph, node, roots, trace) or _as_blocks(graph, node, roots, trace)
+        ):
             replaced.update(chain)
+        else:
+            replaced.update(_as_transposition(graph, node, trace))
     common.RemoveUnusedNodesPass()(model)
 
 
@@ -153,6 +161,11 @@ def _select(
         source = _insert(graph, node, "Gather", [source, indices], {"axis": _AXIS}, shape, trace)
     elif output.is_graph_output():
         source = _insert(graph, node, "Identity", [source], {}, shape, trace)
+    _put_in_place(output, source)
+
+
+def _put_in_place(output: ir.Value, source: ir.Value) -> None:
+    """Replaces a node's output; an output of the graph keeps its name."""
     if output.is_graph_output():
         source.name, output.name = output.name, source.name
         source.type, source.shape = output.type, output.shape
@@ -192,12 +205,57 @@ def _candidates(to_space: bool, size: int) -> list[tuple[str, dict[str, int | st
     return [("DepthToSpace", {"blocksize": size, "mode": mode}) for mode in ("CRD", "DCR")]
 
 
+def _as_transposition(graph: ir.Graph, node: ir.Node, trace: Trace) -> list[ir.Node]:
+    """Replaces the longest end of a chain that permutes the axes of one value, and returns it."""
+    output = node.outputs[0]
+    chain = _straight(node)
+    opset = graph.opset_imports[""]
+    for length in range(len(chain), 1, -1):
+        source = _sources(chain[length - 1])[0]
+        if source.is_initializer():
+            continue
+        shape = trace.shapes[str(source.name)]
+        labels = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+        perm = _permutation(labels, _move(output, {source: labels}, opset))
+        if perm is None:
+            continue
+        after, varying = trace.shapes[str(output.name)], trace.varying[str(output.name)]
+        if perm != tuple(range(len(shape))):
+            source = _insert(graph, node, "Transpose", [source], {"perm": perm}, after, trace)
+            trace.varying[str(source.name)] = varying
+        elif output.is_graph_output():
+            source = _insert(graph, node, "Identity", [source], {}, after, trace)
+        _put_in_place(output, source)
+        return chain[:length]
+    return []
+
+
+def _straight(node: ir.Node) -> list[ir.Node]:
+    """Returns the rearranging nodes of one operand that end in a node, the last one first."""
+    chain = [node]
+    while True:
+        producer = _sources(chain[-1])[0].producer()
+        if producer is None or producer.op_type == "Concat" or not _is_link(producer):
+            return chain
+        chain.append(producer)
+
+
+def _permutation(labels: Array, moved: Array) -> tuple[int, ...] | None:
+    """Returns the order of axes that makes one array of labels the other, or None."""
+    if labels.ndim != moved.ndim or labels.ndim > _LARGEST_RANK:
+        return None
+    for perm in itertools.permutations(range(labels.ndim)):
+        if np.array_equal(np.transpose(labels, perm), moved):
+            return perm
+    return None
+
+
 def _insert(
     graph: ir.Graph,
     before: ir.Node,
     op_type: str,
     inputs: list[ir.Value],
-    attributes: dict[str, int | str],
+    attributes: Mapping[str, int | str | Sequence[int]],
     shape: tuple[int, ...],
     trace: Trace,
 ) -> ir.Value:

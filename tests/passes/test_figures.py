@@ -104,6 +104,21 @@ def test_held_filters_are_named_at_the_layer_that_makes_them() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("site", ["weight", "output"])
+def test_an_output_of_the_network_holds_its_masked_channels(site: str) -> None:
+    """The number of classes stays: two of the head's rows are computed as zeros."""
+    n = Network()
+    n.head(n.conv_bn_act("x", 8), 5)
+    head = n.layers[1].weight
+    removed = compile_exactly(n, Domain({head: mask([1, 0, 1, 1, 0], "out", site)}))
+    figures = removed.layers[1]
+    assert (figures.params_used, figures.params_emitted) == (3 * 8, 5 * 8)
+    (held,) = removed.held
+    assert (held.operator, held.channels, held.axis) == ("Output", 2, 1)
+    assert held.node == removed.model.graph.outputs[0].name
+    assert held.reason == "it reads the whole tensor"
+
+
 def test_rounding_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels that fill a kernel's block could go; they are no refusal."""
     n = Network()

@@ -1,9 +1,13 @@
 """Convolutions and matrix products: what is removed of each, counted by hand, exact everywhere."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 from checks import compile_exactly, emitted_params, used_params
-from graphs import Network, mask
+from graphs import Network, Run, mask, masks_of
+from onnx import helper
 
 from mdprune_deploy import Domain
 from mdprune_deploy.passes.remove import Removed
@@ -206,6 +210,84 @@ def test_flatten_and_linear() -> None:
     columns[6, 3] = True  # one position of channel 6: its filter is made, one column is read
     removed = compile_with(n, (1, mask(columns.reshape(-1))))
     assert counts(removed) == [(3 * 27,) * 2, (3 * 9,) * 2]
+
+
+def product(
+    n: Network,
+    op: str,
+    stored: np.ndarray,
+    function: Callable[..., torch.Tensor],
+    bias: np.ndarray | None = None,
+    first: bool = False,
+    **attributes: object,
+) -> tuple[str, str]:
+    """A stem whose pooled channels go into one `Gemm` or `MatMul`; returns weight and output."""
+    x = n.mean(stem(n), keep=False)
+    weight = n.parameter("product.weight", stored)
+    if attributes.pop("turned", False):
+        x = n.transpose(x, [1, 0])
+    inputs = [weight, x] if first else [x, weight]
+    if bias is not None:
+        inputs.append(n.constant(bias, "float32"))
+    name = n.fresh("product")
+    n.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+
+    def masked(run: Run, x: torch.Tensor) -> torch.Tensor:
+        masks = masks_of(run.domain, weight)
+        on = masks[0].on.double() if masks else torch.ones(8, dtype=torch.float64)
+        return function(x, n.value(run, weight), on)
+
+    n.add_step(masked, [x], name)
+    n.outputs.append(name)
+    return weight, name
+
+
+UNUSUAL = {
+    "transposed data": lambda n: product(
+        n, "Gemm", n.rng.standard_normal((8, 5)), lambda x, w, on: 0.5 * x.T @ (w.T * on).T,
+        turned=True, transA=1, alpha=0.5,
+    ),
+    "weight first": lambda n: product(
+        n, "Gemm", n.rng.standard_normal((8, 5)), lambda x, w, on: (w.T * on) @ x.T + 2 * SHIFT,
+        SHIFT.numpy(), first=True, transA=1, transB=1, beta=2.0,
+    ),
+}  # fmt: skip
+SHIFT = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_matrix_products_in_unusual_forms(case: str) -> None:
+    n = Network()
+    weight, _ = UNUSUAL[case](n)
+    checkpoint = n.checkpoint(d=Domain({weight: mask([1, 1, 1, 0, 0, 0, 0, 0])}))
+    checkpoint.sites[weight] = weight
+    removed = compile_exactly(n, checkpoint.domains["d"], checkpoint=checkpoint)
+    assert counts(removed) == [(3 * 27,) * 2, (5 * 3,) * 2]
+    assert removed.held == ()
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_a_stack_of_weights(stack: int) -> None:
+    """One matrix is a matrix; of several the masked channels stay, and that is said."""
+    n = Network()
+    x = n.reshape(stem(n), [0, 1, 8, 36])
+    weight = n.parameter("stack.weight", n.rng.standard_normal((stack, 5, 8)))
+    on = mask([1, 1, 1, 0, 0, 0, 0, 0])
+    name = n.fresh("stacked")
+    n.nodes.append(helper.make_node("MatMul", [weight, x], [name], name=name))
+    n.add_step(lambda run, x: (n.value(run, weight) * on.on) @ x, [x], name)
+    n.outputs.append(name)
+    checkpoint = n.checkpoint(d=Domain({weight: on}))
+    checkpoint.sites[weight] = weight
+    removed = compile_exactly(n, checkpoint.domains["d"], checkpoint=checkpoint)
+    if stack == 1:
+        assert counts(removed) == [(3 * 27,) * 2, (5 * 3,) * 2]
+        assert removed.held == ()
+        return
+    assert emitted_params(removed)[n.layers[0].weight] == 8 * 27
+    (held,) = removed.held
+    assert (held.operator, held.axis, held.channels) == ("MatMul", 2, 5)
+    assert held.reason == "it reads the whole tensor"
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -195,6 +195,37 @@ def test_other_chains_stay(name):
     exact(checkpoint)
 
 
+def test_a_chain_that_turns_what_lies_behind_merged_axes_becomes_a_transposition():
+    # The keys of an attention: batch and heads are merged, tokens and width swapped, and parted.
+    net = Net((1, 3, 4, 4))
+    x = net.reshape("split", net.conv("maker", net.input, 8), -1, 2, 4, 16)
+    merged = transpose(net, "swap", net.reshape("merge", x, -1, 4, 16), 0, 2, 1)
+    y = net.reshape("part", merged, -1, 2, 16, 4)
+    back = net.reshape("join", transpose(net, "back", y, 0, 1, 3, 2), -1, 8, 4, 4)
+    checkpoint = read_by(net, net.op("Relu", "relu", back), [0, 1, 5], 8)
+    assert not SHAPING & set(operators(checkpoint))
+    net = Net((1, 3, 4, 4))
+    x = net.reshape("split", net.conv("maker", net.input, 8), -1, 2, 4, 16)
+    merged = transpose(net, "swap", net.reshape("merge", x, -1, 4, 16), 0, 2, 1)
+    y = net.relu("relu", net.reshape("part", merged, -1, 2, 16, 4))
+    back = net.reshape("join", transpose(net, "back", y, 0, 1, 3, 2), -1, 8, 4, 4)
+    checkpoint = read_by(net, back, [0, 1], 8)
+    found = operators(checkpoint)
+    assert found[:5] == ["Conv", "Reshape", "Transpose", "Relu", "Transpose"]
+    # Two channels of the first head: the other head is gone, and two of its own.
+    assert emitted_shape(exact(checkpoint), "maker.weight")[0] == 2
+
+
+def test_a_transposition_that_makes_an_output_keeps_its_name():
+    net = Net((1, 3, 4, 4))
+    x = net.reshape("split", net.conv("maker", net.input, 8), -1, 2, 4, 16)
+    merged = transpose(net, "swap", net.reshape("merge", x, -1, 4, 16), 0, 2, 1)
+    y = net.reshape("part", merged, -1, 2, 16, 4)
+    back = net.reshape("same", net.reshape("flat", x, -1, 8, 16), -1, 2, 4, 16)
+    removed = exact(net.checkpoint([y, back], {}))
+    assert [value.name for value in removed.model.graph.outputs] == ["part_out", "same_out"]
+
+
 def test_merged_batch_and_channels_that_part_again():
     net = Net((1, 3, 4, 4))
     x = net.reshape("merge", net.conv("maker", net.input, 8), -1, 4, 4, 4)

@@ -179,7 +179,7 @@ class Product(Operator):
         source = node.inputs[self.data(node)]
         assert source is not None
         known = np.moveaxis(facts.known_of(source), layer.in_axis, -1)
-        if np.isnan(known).all():
+        if np.isnan(known).all() and layer.pairs.any(axis=1).all():
             return np.full((1,) * len(facts.shape(node.outputs[0])), np.nan)
         known = np.broadcast_to(known, (*known.shape[:-1], layer.channels))
         alive = np.isnan(known).astype(np.float64) @ layer.pairs.T > 0.0
