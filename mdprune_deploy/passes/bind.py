@@ -18,8 +18,8 @@ from ..checkpoint import Checkpoint
 from ..domain import Axis, Domain, Mask
 from ..errors import CheckpointError, UnsupportedGraphError
 from ..evaluate import Array, attribute, constant_array
+from ..precision import widen
 from ..weights import Reader, module_of, readers, readers_of, with_ancestors
-from .precision import widen
 from .trace import add_initializer, fold_constants
 
 
@@ -107,24 +107,14 @@ def _to_float64(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype == ir.DataType.FLOAT:
             value.type = ir.TensorType(ir.DataType.DOUBLE)  # clones share their type objects
-    widen(graph)
     for node in graph:
-        for name, attr in list(node.attributes.items()):
+        for attr in node.attributes.values():
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 raise UnsupportedGraphError(
                     f"{node.op_type} (node {node.name!r}) holds a subgraph; control flow that "
                     "depends on data cannot be compiled"
                 )
-            if node.op_type == "Constant" and attr.type in (
-                ir.AttributeType.FLOAT,
-                ir.AttributeType.FLOATS,
-            ):
-                wide = ir.tensor(np.asarray(attr.value, dtype=np.float64))
-                del node.attributes[name]
-                node.attributes["value"] = ir.AttrTensor("value", wide)
-        if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
-            zero = ir.tensor(np.zeros(1, dtype=np.float64))
-            node.attributes["value"] = ir.AttrTensor("value", zero)
+    widen(graph)
 
 
 def _describe(reader: Reader, overridden: dict[str, str]) -> None:

@@ -15,8 +15,8 @@ from onnxscript.rewriter.rules.common import (
 )
 
 from ..evaluate import Array, attribute, constant_array
+from ..precision import narrow
 from .operators.product import BLOCK
-from .precision import narrow
 from .trace import add_initializer
 
 _RULES = (
