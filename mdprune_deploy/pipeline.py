@@ -29,7 +29,6 @@ from .passes.lower import to_float32
 from .passes.remove import Removed, remove
 from .report import CompileReport, DomainReport, Held
 from .verify import (
-    ARTIFACT_TOLERANCE,
     GRAPH_TOLERANCE,
     Case,
     Error,
@@ -37,8 +36,8 @@ from .verify import (
     can_batch,
     cases,
     check,
+    check_rounding,
     first_difference,
-    first_rounding,
     largest_error,
 )
 
@@ -194,15 +193,10 @@ class _Run:
         for variant in variants:
             engine = OnnxRuntimeEngine(self._root, name, model, 1, variant)
             error = largest_error(found, lambda feeds: run_engine(engine, feeds), batched=batched)  # noqa: B023
-            if error.relative > ARTIFACT_TOLERANCE:
-                where = self._locate_in_float32(removed, found, error)
-                check(name, f"the {variant} ONNX model", error, ARTIFACT_TOLERANCE, where)
+            feeds = next((case.feeds for case in found if case.name == error.case), {})
+            check_rounding(name, f"the {variant} ONNX model", error, removed.model, feeds)
             worst = max(worst, error, key=lambda e: e.relative)
         return worst
-
-    def _locate_in_float32(self, removed: Removed, found: list[Case], error: Error) -> str | None:
-        feeds = next(case.feeds for case in found if case.name == error.case)
-        return first_rounding(removed.model, feeds)
 
 
 def run_engine(engine: Callable[..., Array | list[Array]], feeds: Feeds) -> list[Array]:
