@@ -119,9 +119,12 @@ def _emitted_pairs(
         return 0
     filters = indices_of(facts.kept[output], layer.out_axis, layer.filters)
     read = facts.required[node, entry.data(node)].sets
-    channels = len(indices_of(read, layer.in_axis, layer.channels))
-    groups = len(np.unique(filters // (layer.filters // layer.groups)))
-    return len(filters) * channels // groups
+    channels = indices_of(read, layer.in_axis, layer.channels)
+    made, taken = (
+        np.bincount(indices * layer.groups // size, minlength=layer.groups)
+        for indices, size in ((filters, layer.filters), (channels, layer.channels))
+    )
+    return int((made * np.maximum(taken, 1)).sum())
 
 
 def _activation_products(graph: ir.Graph, facts: Facts) -> Iterator[LayerFigures]:
@@ -252,7 +255,7 @@ def _passed_on(node: ir.Node, read: Sequence[Needed | None], facts: Facts) -> li
 def _hold_own_filters(
     node: ir.Node, entry: product.Product, held: dict[ir.Value, dict[ir.Node, Needed]], facts: Facts
 ) -> None:
-    """Notes the filters that a grouped product makes so that its groups stay equally wide."""
+    """Notes the filters that a depthwise product makes so that its groups stay equally wide."""
     value = node.outputs[0]
     need = _live_need(value, facts)
     if need is None:

@@ -31,8 +31,72 @@ def fold_batch_norms(model: ir.Model) -> None:
 
     The weights of this graph belong to one domain, so its batch norms may change them.
     """
+    for node in list(model.graph):
+        if node.op_type == "BatchNormalization":
+            _move_before_join(model.graph, node)
     RewritePass(_RULES)(model)
     common.RemoveUnusedNodesPass()(model)
+
+
+def _move_before_join(graph: ir.Graph, norm: ir.Node) -> None:
+    """Gives each part of a grouped convolution its part of the batch norm behind them.
+
+    The parts are concatenated and put in order: `norm(join(a, b)) = join(norm_a(a), norm_b(b))`.
+    """
+    ordered = norm.inputs[0]
+    assert ordered is not None
+    joined, order = _before_gather(ordered)
+    join = joined.producer()
+    if join is None or join.op_type != "Concat" or attribute(join, "axis", 0) != 1:
+        return
+    parts = [value for value in join.inputs if value is not None]
+    values = [joined, ordered, *parts]
+    makers = [value.producer() for value in parts]
+    if any(len(value.uses()) != 1 or value.is_graph_output() for value in values) or any(
+        maker is None or maker.op_type not in ("Conv", "ConvTranspose") for maker in makers
+    ):
+        return
+    parameters = [constant_array(value) for value in norm.inputs[1:] if value is not None]
+    if order is not None:  # entry i belongs to joined channel order[i]
+        parameters = [array[np.argsort(order)] for array in parameters]
+    sizes = [_filters(maker) for maker in makers if maker is not None]
+    for index, end in enumerate(np.cumsum(sizes)):
+        own = [
+            add_initializer(graph, array[end - sizes[index] : end], value.name)
+            for array, value in zip(parameters, norm.inputs[1:], strict=True)
+            if value is not None
+        ]
+        name = f"{norm.name}_part_{index}"
+        part = ir.node("BatchNormalization", [parts[index], *own], dict(norm.attributes), name=name)
+        part.outputs[0].name = name
+        graph.insert_before(join, part)
+        join.replace_input_with(index, part.outputs[0])
+    output = norm.outputs[0]
+    ordered.name, output.name = output.name, ordered.name
+    ordered.type, ordered.shape = output.type, output.shape
+    output.replace_all_uses_with(ordered, replace_graph_outputs=True)
+    graph.remove(norm, safe=True)
+
+
+def _before_gather(value: ir.Value) -> tuple[ir.Value, Array | None]:
+    """Returns what a selection of channels selects from, and which; the value itself else."""
+    node = value.producer()
+    if node is None or node.op_type != "Gather" or attribute(node, "axis", 0) != 1:
+        return value, None
+    source, indices = node.inputs
+    assert source is not None and indices is not None
+    if not indices.is_initializer():
+        return value, None
+    order = constant_array(indices)
+    permutes = order.ndim == 1 and np.array_equal(np.sort(order), np.arange(len(order)))
+    return (source, order) if permutes else (value, None)
+
+
+def _filters(node: ir.Node) -> int:
+    weight = node.inputs[1]
+    assert weight is not None
+    shape = constant_array(weight).shape
+    return int(shape[0] if node.op_type == "Conv" else shape[1] * attribute(node, "group", 1))
 
 
 def norms_to_convolutions(model: ir.Model, ranks: Mapping[str, int]) -> None:

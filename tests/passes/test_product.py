@@ -6,6 +6,7 @@ from checks import compile_exactly, emitted_params, used_params
 from graphs import Network, mask
 
 from mdprune_deploy import Domain
+from mdprune_deploy.evaluate import constant_array
 from mdprune_deploy.passes.remove import Removed
 
 pytestmark = pytest.mark.usefixtures("narrowest")
@@ -159,12 +160,78 @@ def test_grouped_mask_indexes_the_channels_of_the_layer() -> None:
     assert removed.held == ()
 
 
-def test_unbalanced_groups_stay_as_wide_as_the_widest() -> None:
+def shapes(removed: Removed, op_type: str = "Conv") -> list[tuple[int, ...]]:
+    """The stored shapes of the emitted weights of one operator, in the graph's order."""
+    return [
+        constant_array(node.inputs[1]).shape  # type: ignore[arg-type]
+        for node in removed.model.graph if node.op_type == op_type
+    ]  # fmt: skip
+
+
+def test_unbalanced_input_channels_of_groups_are_removed() -> None:
+    """The first group keeps three of four channels, the second one: nothing is padded."""
     n = Network()
     n.head(n.conv(stem(n), 4, groups=2))
     removed = compile_with(n, (1, mask([1, 1, 1, 0, 0, 1, 0, 0])))
-    assert counts(removed)[:2] == [(4 * 27, 6 * 27), ((2 * 3 + 2 * 1) * 9, 4 * 3 * 9)]
-    assert [(h.operator, h.channels) for h in removed.held] == [("Conv", 2)]
+    assert counts(removed)[:2] == [(4 * 27,) * 2, ((2 * 3 + 2 * 1) * 9,) * 2]
+    assert shapes(removed) == [(4, 3, 3, 3), (2, 3, 3, 3), (2, 1, 3, 3)]
+    assert removed.held == ()
+    macs = next(x for x in removed.layers if x.name == n.layers[1].weight).macs_emitted
+    assert macs == (2 * 3 + 2 * 1) * 9 * 36
+
+
+def test_unbalanced_filters_of_groups_are_removed() -> None:
+    """Of the four groups the reader keeps 3, 1, 3 and 1 filters: two convolutions of two groups.
+
+    Their batch norm, which comes after both, is folded into each.
+    """
+    n = Network()
+    y = n.conv_bn_act(n.conv_bn_act("x", 8), 16, groups=4)
+    n.head(n.conv(y, 4, 1))
+    on = [1, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1]
+    removed = compile_with(n, (2, mask(on)))
+    # All groups stay, so all eight filters of the stem do; each filter reads two of them.
+    assert counts(removed)[:3] == [(8 * 27,) * 2, (8 * 2 * 9,) * 2, (4 * 8,) * 2]
+    assert shapes(removed) == [(8, 3, 3, 3), (6, 2, 3, 3), (2, 2, 3, 3), (4, 8, 1, 1)]
+    assert removed.held == ()
+    assert all(node.op_type != "BatchNormalization" for node in removed.model.graph)
+
+
+def test_unbalanced_both_sides_and_a_group_of_constants() -> None:
+    """Group 0 keeps 2 channels and 2 filters, 1 keeps 1 and 1; group 2 reads nothing: constants."""
+    n = Network(shape=(3, 5, 5))
+    x = n.conv_bn_act("x", 12)
+    y = n.conv_bn_act(x, 12, "Sigmoid", groups=3)
+    n.head(n.conv(y, 4, 1))
+    removed = compile_with(
+        n,
+        (1, mask([1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])),
+        (2, mask([1, 0, 1, 0, 0, 1, 0, 0, 1, 1, 0, 0])),
+    )
+    assert counts(removed)[:3] == [(3 * 27,) * 2, ((2 * 2 + 1) * 9,) * 2, (4 * 3,) * 2]
+    assert removed.held == ()
+
+
+def test_unbalanced_groups_of_a_transposed_convolution_are_removed() -> None:
+    n = Network()
+    n.head(n.conv(n.conv_transpose(stem(n), 8, groups=2), 4, 1))
+    removed = compile_with(
+        n, (1, mask([1, 0, 0, 0, 1, 1, 1, 0])), (2, mask([1, 0, 0, 0, 1, 0, 0, 1]))
+    )
+    # The first group makes one filter of one channel, the second two of three.
+    assert counts(removed)[:3] == [(4 * 27,) * 2, ((1 * 1 + 2 * 3) * 9,) * 2, (4 * 3,) * 2]
+    assert shapes(removed, "ConvTranspose") == [(1, 1, 3, 3), (3, 2, 3, 3)]
+    assert removed.held == ()
+
+
+def test_constants_of_unbalanced_groups_cross_a_border() -> None:
+    """One constant channel of each group that has any carries the others of its group."""
+    n = Network()
+    x = n.act(n.bn(n.conv("x", 8)), "Sigmoid")
+    n.head(n.conv(x, 4, groups=2))
+    removed = compile_with(n, (0, mask([1, 0, 0, 0, 1, 1, 1, 1], "out")))
+    # Group 0: one live channel and one constant of three; group 1: four live ones.
+    assert counts(removed)[:2] == [(5 * 27, 6 * 27), ((2 * 1 + 2 * 4) * 9, (2 * 2 + 2 * 4) * 9)]
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -9,11 +9,18 @@ channels add `sum_i c_i sum_k W[o, i, k]`, a bias. At a zero-padded border they 
 kernel positions that fall outside, so the bias would be wrong there. One constant channel r is
 kept instead, with the weight `sum_i (c_i / c_r) W[o, i, k]`: exact at every position. A filter that
 reads nothing but constants makes a pattern that is known too.
+
+Groups of different widths. One grouped convolution has groups of one width. After pruning, groups
+that kept equally many channels and filters become a convolution of their own, and the filters are
+put back in order: nothing is padded. Measured with ONNX Runtime 1.32 on Zen 5, one thread, 128
+channels of which a random half stays, with the layers before and after: 0.51 to 0.81 of the dense
+time, where padding to the widest group takes 0.46 to 1.04, and never less than splitting by more
+than a twentieth. Depthwise ones, whose groups are one channel wide, are padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -75,6 +82,11 @@ class Layer:
         """Weight elements per channel pair."""
         return int(np.prod(self.weight.shape[2:], dtype=np.int64))
 
+    @property
+    def padded(self) -> bool:
+        """Whether groups that stay are kept equally wide, rather than sorted by their width."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
     @cached_property
     def pairs(self) -> Needed:
         """Whether the weight of a pair is not zero, shape `(filters, channels per group)`."""
@@ -90,6 +102,25 @@ class Layer:
         """Reduces pairs to channels by `any`, shape `(channels,)`."""
         per_group = per_pair.reshape(self.groups, self.filters // self.groups, -1)
         return per_group.any(axis=1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """An emitted product: all of a layer, or those of its groups that are equally wide.
+
+    Attributes:
+        filters: Which of the kept filters it makes, in its order.
+        channels: The layer's input channels that it reads.
+        weight: In canonical form.
+        bias: Shape `(filters,)`.
+        groups: Number of groups.
+    """
+
+    filters: Array
+    channels: Array
+    weight: Array
+    bias: Array
+    groups: int
 
 
 class Product(Operator):
@@ -214,13 +245,13 @@ class Product(Operator):
     def place(
         self, node: ir.Node, demanded: Sequence[Needed | None], facts: Facts
     ) -> list[Sets | None]:
-        """Keeps the demanded filters; groups that stay keep equally many."""
+        """Keeps the demanded filters; of a depthwise layer, as many in every group that stays."""
         need = demanded[0]
         assert need is not None
         layer = self.layer(node, facts)
         output = node.outputs[0]
         sets = list(closure(need, facts.shape(output), facts.free[output]))
-        if layer.groups > 1:
+        if layer.padded:
             kept = np.zeros(layer.filters, dtype=np.bool_)
             kept[indices_of(tuple(sets), layer.out_axis, layer.filters)] = True
             sets[layer.out_axis] = np.flatnonzero(_balance(kept.reshape(layer.groups, -1)))
@@ -292,12 +323,12 @@ class Product(Operator):
         return np.flatnonzero(read)
 
     def _exact_channels(self, node: ir.Node, facts: Facts) -> Needed:
-        """Returns the channels that must be read, as many in every group that stays."""
+        """Returns the channels that must be read; of a depthwise layer, one in every group."""
         layer = self.layer(node, facts)
         acting, constants = self._acting(node, facts)
         read = layer.by_channel(acting) & np.isnan(constants)
         read[list(self.representatives(node, facts).values())] = True
-        if layer.groups == 1:
+        if not layer.padded:
             read[0] |= not read.any()
             return read
         kept, _ = self._live_rows(node, facts)
@@ -312,12 +343,40 @@ class Product(Operator):
         """Adds channels, with zero weights, where a kernel is faster with them; `(channels,)`."""
         return read
 
-    def narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array, int]:
-        """Returns the emitted weight, bias and number of groups, in canonical form."""
+    def parts(self, node: ir.Node, facts: Facts) -> list[Part]:
+        """Returns the emitted products, in the order of their first groups."""
         layer = self.layer(node, facts)
-        kept, alive = self._live_rows(node, facts)
+        weight, bias = self._narrowed(node, facts)
+        kept, _ = self._live_rows(node, facts)
         requirement = facts.required[node, self.data(node)]
         channels = indices_of(requirement.sets, layer.in_axis, layer.channels)
+        if layer.groups == 1:
+            return [Part(np.arange(len(kept)), channels, weight[:, channels], bias, 1)]
+        per_group = layer.channels // layer.groups
+        read = [channels[channels // per_group == group] for group in range(layer.groups)]
+        made = kept // (layer.filters // layer.groups)
+        by_width: dict[tuple[int, int], list[int]] = {}
+        for group, count in zip(*np.unique(made, return_counts=True), strict=True):
+            by_width.setdefault((len(read[group]), int(count)), []).append(int(group))
+        found = []
+        for (width, count), groups in by_width.items():
+            filters = np.concatenate([np.flatnonzero(made == group) for group in groups])
+            if width == 0:  # biases alone: any channel serves, with zero weights
+                own = weight[filters][:, :1]
+                found.append(Part(filters, channels[:1], 0.0 * own, bias[filters], 1))
+                continue
+            local = np.stack([read[group] % per_group for group in groups])
+            columns = np.repeat(local, count, axis=0)
+            columns = columns.reshape(*columns.shape, *[1] * (weight.ndim - 2))
+            own = np.take_along_axis(weight[filters], columns, axis=1)
+            whole = np.concatenate([read[group] for group in groups])
+            found.append(Part(filters, whole, own, bias[filters], len(groups)))
+        return found
+
+    def _narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array]:
+        """Returns weight and bias of the kept filters, constant channels folded into them."""
+        layer = self.layer(node, facts)
+        kept, alive = self._live_rows(node, facts)
         constants = self.channel_constants(node, facts)
         per_filter = layer.by_filter(constants)
         expand = (slice(None), slice(None), *[None] * (layer.weight.ndim - 2))
@@ -335,21 +394,43 @@ class Product(Operator):
             bias = bias + folded.sum(axis=tuple(range(1, folded.ndim)))
         fixed = self._row_constants(node, facts)[kept]
         bias = np.where(alive, bias[kept], np.nan_to_num(fixed))
-        weight = weight[kept] * alive.reshape(-1, *[1] * (weight.ndim - 1))
-        if layer.groups == 1:
-            return weight[:, channels], bias, 1
-        staying = np.unique(kept // rows)
-        local = channels.reshape(len(staying), -1) % per_group
-        columns = np.repeat(local, len(kept) // len(staying), axis=0)
-        weight = np.take_along_axis(weight, columns[expand], axis=1)
-        return weight, bias, len(staying)
+        return weight[kept] * alive.reshape(-1, *[1] * (weight.ndim - 1)), bias
+
+    def emit_parts(
+        self, node: ir.Node, build: Builder, store: Callable[[Part], Array]
+    ) -> list[ir.Value]:
+        """Adds a convolution per part and puts their filters in order.
+
+        Args:
+            node: The convolution.
+            build: The graph under construction.
+            store: Returns a part's weight as the operator stores it.
+        """
+        facts, source = build.facts, node.inputs[0]
+        assert source is not None
+        parts = self.parts(node, facts)
+        sets = facts.required[node, 0].sets
+        made = []
+        for part in parts:
+            own = (sets[0], part.channels, *sets[2:])
+            data = build.select(source, sets if len(parts) == 1 else own)
+            inputs = self.operands(node, data, store(part), part.bias, build)
+            made += build.copy(node, inputs, group=part.groups)
+        if len(parts) == 1:
+            return made
+        (joined,) = build.op("Concat", made, {"axis": 1}, name=f"{node.name}_parts")
+        filters = np.concatenate([part.filters for part in parts])
+        if np.array_equal(filters, np.arange(len(filters))):
+            return [joined]
+        places = build.constant(np.argsort(filters), f"{node.name}_order")
+        return build.op("Gather", [joined, places], {"axis": 1}, name=f"{node.name}_ordered")
 
     def operands(
-        self, node: ir.Node, weight: Array, bias: Array, build: Builder
+        self, node: ir.Node, data: ir.Value | None, weight: Array, bias: Array, build: Builder
     ) -> list[ir.Value | None]:
         """Returns the inputs of the emitted node, with a bias where there is one."""
         name = node.meta["weight"].name
-        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, name)]
+        inputs: list[ir.Value | None] = [data, build.constant(weight, name)]
         if bias.any() or len(node.inputs) > 2:
             inputs.append(build.constant(bias, f"{node.name}.bias"))
         return inputs
@@ -357,7 +438,7 @@ class Product(Operator):
     def reason(self, node: ir.Node, facts: Facts) -> str:
         if self.representatives(node, facts):
             return "a constant channel makes a pattern at its zero-padded border"
-        if self.layer(node, facts).groups > 1:
+        if self.layer(node, facts).padded:
             return "its groups must stay equally wide"
         value = node.inputs[self.data(node)]
         if value is not None and not facts.is_live(value):
@@ -428,9 +509,7 @@ class Conv(Product):
         )
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, groups = self.narrowed(node, build.facts)
-        inputs = self.operands(node, weight, bias, build)
-        return build.copy(node, inputs, group=groups)
+        return self.emit_parts(node, build, lambda part: part.weight)
 
 
 @register("ConvTranspose")
@@ -460,11 +539,12 @@ class ConvTranspose(Product):
         return positions * pairs * layer.kernel // facts.trace.batch
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, groups = self.narrowed(node, build.facts)
-        split = weight.reshape(groups, -1, *weight.shape[1:])
-        stored = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
-        inputs = self.operands(node, stored, bias, build)
-        return build.copy(node, inputs, group=groups)
+        return self.emit_parts(node, build, self._stored)
+
+    @staticmethod
+    def _stored(part: Part) -> Array:
+        split = part.weight.reshape(part.groups, -1, *part.weight.shape[1:])
+        return np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *part.weight.shape[2:])
 
 
 @register("Gemm")
@@ -492,8 +572,8 @@ class Gemm(Product):
         )
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, _ = self.narrowed(node, build.facts)
-        inputs = self.operands(node, weight, bias, build)
+        (part,) = self.parts(node, build.facts)
+        inputs = self.operands(node, build.read(node, 0), part.weight, part.bias, build)
         return build.copy(node, inputs, transB=1, alpha=1.0, beta=1.0)
 
 
@@ -527,8 +607,8 @@ class MatMul(Product):
         )
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, _ = self.narrowed(node, build.facts)
-        use = node.meta["weight"]
+        (part,) = self.parts(node, build.facts)
+        weight, bias, use = part.weight, part.bias, node.meta["weight"]
         source = build.read(node, self.data(node))
         if self.data(node) == 0:
             operands = [source, build.constant(weight.T, use.name)]
