@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ..report import Held, LayerFigures
 from .bind import WeightUse
-from .elements import Needed, along, compress, elements, indices_of, sizes
+from .elements import Needed, along, compress, elements, sizes
 from .facts import Facts
 from .operators import mixing, operator, product
 
@@ -84,7 +84,7 @@ def layer_figures(graph: ir.Graph, facts: Facts) -> tuple[LayerFigures, ...]:
         use = node.meta["weight"]
         first = use not in seen
         seen.add(use)
-        emitted = _emitted_pairs(node, entry, layer, facts)
+        emitted = _emitted_pairs(node, entry, facts)
         rows.append(
             LayerFigures(
                 name=use.name,
@@ -111,20 +111,10 @@ def _emitted_macs(
     return entry.macs(layer, node, facts, pairs) * positions[1] // positions[0]
 
 
-def _emitted_pairs(
-    node: ir.Node, entry: product.Product, layer: product.Layer, facts: Facts
-) -> int:
-    output = node.outputs[0]
-    if output not in facts.kept:
+def _emitted_pairs(node: ir.Node, entry: product.Product, facts: Facts) -> int:
+    if node.outputs[0] not in facts.kept:
         return 0
-    filters = indices_of(facts.kept[output], layer.out_axis, layer.filters)
-    read = facts.required[node, entry.data(node)].sets
-    channels = indices_of(read, layer.in_axis, layer.channels)
-    made, taken = (
-        np.bincount(indices * layer.groups // size, minlength=layer.groups)
-        for indices, size in ((filters, layer.filters), (channels, layer.channels))
-    )
-    return int((made * np.maximum(taken, 1)).sum())
+    return sum(run.pairs for run in entry.runs(node, facts))
 
 
 def _activation_products(graph: ir.Graph, facts: Facts) -> Iterator[LayerFigures]:

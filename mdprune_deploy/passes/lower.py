@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -43,39 +43,52 @@ def _move_before_join(graph: ir.Graph, norm: ir.Node) -> None:
 
     The parts are concatenated and put in order: `norm(join(a, b)) = join(norm_a(a), norm_b(b))`.
     """
-    ordered = norm.inputs[0]
+    ordered, output = norm.inputs[0], norm.outputs[0]
     assert ordered is not None
     joined, order = _before_gather(ordered)
-    join = joined.producer()
-    if join is None or join.op_type != "Concat" or attribute(join, "axis", 0) != 1:
-        return
-    parts = [value for value in join.inputs if value is not None]
-    values = [joined, ordered, *parts]
-    makers = [value.producer() for value in parts]
-    if any(len(value.uses()) != 1 or value.is_graph_output() for value in values) or any(
-        maker is None or maker.op_type not in ("Conv", "ConvTranspose") for maker in makers
-    ):
+    parts = _parts(joined)
+    if joined is ordered and parts == [joined]:
+        return  # one product, nothing between
+    alone = all(
+        len(value.uses()) == 1 and not value.is_graph_output()
+        for value in (joined, ordered, *parts)
+    )
+    sizes = [_filters(value.producer()) for value in parts]
+    if not alone or 0 in sizes:
         return
     parameters = [constant_array(value) for value in norm.inputs[1:] if value is not None]
-    if order is not None:  # entry i belongs to joined channel order[i]
-        parameters = [array[np.argsort(order)] for array in parameters]
-    sizes = [_filters(maker) for maker in makers if maker is not None]
-    for index, end in enumerate(np.cumsum(sizes)):
-        own = [
-            add_initializer(graph, array[end - sizes[index] : end], value.name)
-            for array, value in zip(parameters, norm.inputs[1:], strict=True)
-            if value is not None
-        ]
-        name = f"{norm.name}_part_{index}"
-        part = ir.node("BatchNormalization", [parts[index], *own], dict(norm.attributes), name=name)
-        part.outputs[0].name = name
-        graph.insert_before(join, part)
-        join.replace_input_with(index, part.outputs[0])
-    output = norm.outputs[0]
+    if order is not None:  # entry i belongs to joined channel order[i]; others are dropped again
+        parameters = [_placed(array, order, sum(sizes)) for array in parameters]
+    ends = np.cumsum(sizes)
+    for part, start, end in zip(parts, ends - sizes, ends, strict=True):
+        _insert_norm(graph, part, norm, [array[start:end] for array in parameters])
     ordered.name, output.name = output.name, ordered.name
     ordered.type, ordered.shape = output.type, output.shape
     output.replace_all_uses_with(ordered, replace_graph_outputs=True)
     graph.remove(norm, safe=True)
+
+
+def _parts(joined: ir.Value) -> list[ir.Value]:
+    """Returns what a value is concatenated from along its channels; itself where it is not."""
+    join = joined.producer()
+    if join is None or join.op_type != "Concat" or attribute(join, "axis", 0) != 1:
+        return [joined]
+    return [value for value in join.inputs if value is not None]
+
+
+def _insert_norm(
+    graph: ir.Graph, value: ir.Value, norm: ir.Node, parameters: Sequence[Array]
+) -> None:
+    """Adds a batch norm between a value and its one reader."""
+    producer = value.producer()
+    assert producer is not None
+    reader, index = next(iter(value.uses()))
+    operands = [add_initializer(graph, array, f"{norm.name}_part") for array in parameters]
+    name = f"{producer.name}_norm"
+    own = ir.node("BatchNormalization", [value, *operands], dict(norm.attributes), name=name)
+    own.outputs[0].name = name
+    graph.insert_after(producer, own)
+    reader.replace_input_with(index, own.outputs[0])
 
 
 def _before_gather(value: ir.Value) -> tuple[ir.Value, Array | None]:
@@ -88,11 +101,20 @@ def _before_gather(value: ir.Value) -> tuple[ir.Value, Array | None]:
     if not indices.is_initializer():
         return value, None
     order = constant_array(indices)
-    permutes = order.ndim == 1 and np.array_equal(np.sort(order), np.arange(len(order)))
-    return (source, order) if permutes else (value, None)
+    distinct = order.ndim == 1 and len(np.unique(order)) == len(order)
+    return (source, order) if distinct else (value, None)
 
 
-def _filters(node: ir.Node) -> int:
+def _placed(array: Array, places: Array, size: int) -> Array:
+    whole = np.ones(size)
+    whole[places] = array
+    return whole
+
+
+def _filters(node: ir.Node | None) -> int:
+    """Returns the filters of a convolution, 0 for any other node."""
+    if node is None or node.op_type not in ("Conv", "ConvTranspose"):
+        return 0
     weight = node.inputs[1]
     assert weight is not None
     shape = constant_array(weight).shape

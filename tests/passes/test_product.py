@@ -7,6 +7,7 @@ from graphs import Network, mask
 
 from mdprune_deploy import Domain
 from mdprune_deploy.evaluate import constant_array
+from mdprune_deploy.passes.operators import groups
 from mdprune_deploy.passes.remove import Removed
 
 pytestmark = pytest.mark.usefixtures("narrowest")
@@ -224,6 +225,22 @@ def test_unbalanced_groups_of_a_transposed_convolution_are_removed() -> None:
     assert removed.held == ()
 
 
+def test_padding_of_small_groups_keeps_no_other_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One convolution takes less time than two: widths 3 and 1 are padded, their neighbours not."""
+    monkeypatch.setattr(groups, "RUN", 10**9)
+    n = Network()
+    y = n.conv_bn_act(stem(n), 8, groups=2)
+    n.head(n.conv(y, 4, 1))
+    removed = compile_with(
+        n, (1, mask([1, 1, 1, 0, 0, 1, 0, 0])), (2, mask([1, 0, 0, 0, 1, 0, 1, 1]))
+    )
+    # Filters: 1 of group 0 and 3 of group 1, each group padded to 3 filters of 3 channels.
+    assert counts(removed)[:3] == [(4 * 27,) * 2, ((3 + 3) * 9, 2 * 9 * 9), (4 * 4,) * 2]
+    assert shapes(removed) == [(4, 3, 3, 3), (6, 3, 3, 3), (4, 4, 1, 1)]
+    assert removed.held == ()
+    assert all(node.op_type != "BatchNormalization" for node in removed.model.graph)
+
+
 def test_constants_of_unbalanced_groups_cross_a_border() -> None:
     """One constant channel of each group that has any carries the others of its group."""
     n = Network()
@@ -237,11 +254,11 @@ def test_constants_of_unbalanced_groups_cross_a_border() -> None:
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_product_after_a_norm_over_channels_selects_its_own(kernel: int) -> None:
     """Softmax keeps all channels; its grouped and plain readers still read only theirs."""
-    for groups in (1, 8):
+    for count in (1, 8):
         n = Network()
-        n.head(n.conv(n.softmax(stem(n)), 8, kernel, groups=groups))
+        n.head(n.conv(n.softmax(stem(n)), 8, kernel, groups=count))
         removed = compile_with(n, (1, mask([0, 1, 1, 1, 0, 0, 0, 0])))
-        used = 3 * kernel**2 * (8 if groups == 1 else 1)
+        used = 3 * kernel**2 * (8 if count == 1 else 1)
         assert counts(removed)[:2] == [(8 * 27,) * 2, (used, used)]
 
 

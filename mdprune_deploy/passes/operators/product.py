@@ -9,13 +9,6 @@ channels add `sum_i c_i sum_k W[o, i, k]`, a bias. At a zero-padded border they 
 kernel positions that fall outside, so the bias would be wrong there. One constant channel r is
 kept instead, with the weight `sum_i (c_i / c_r) W[o, i, k]`: exact at every position. A filter that
 reads nothing but constants makes a pattern that is known too.
-
-Groups of different widths. One grouped convolution has groups of one width. After pruning, groups
-that kept equally many channels and filters become a convolution of their own, and the filters are
-put back in order: nothing is padded. Measured with ONNX Runtime 1.32 on Zen 5, one thread, 128
-channels of which a random half stays, with the layers before and after: 0.51 to 0.81 of the dense
-time, where padding to the widest group takes 0.46 to 1.04, and never less than splitting by more
-than a twentieth. Depthwise ones, whose groups are one channel wide, are padded.
 """
 
 from __future__ import annotations
@@ -32,6 +25,7 @@ from ...evaluate import Array, attribute, constant_array, evaluate_node, window
 from ..elements import Known, Needed, Sets, along, closure, compress, elements, indices_of
 from ..facts import Facts, Requirement
 from .base import Operator, constant_operands, register
+from .groups import Run, runs
 
 if TYPE_CHECKING:
     from ..emit_graph import Builder
@@ -84,7 +78,7 @@ class Layer:
 
     @property
     def padded(self) -> bool:
-        """Whether groups that stay are kept equally wide, rather than sorted by their width."""
+        """Whether groups that stay are kept equally wide, so that they stay one convolution."""
         return self.groups > 1 and self.weight.shape[1] == 1
 
     @cached_property
@@ -106,10 +100,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Part:
-    """An emitted product: all of a layer, or those of its groups that are equally wide.
+    """An emitted product: all of a layer, or some of its groups.
 
     Attributes:
-        filters: Which of the kept filters it makes, in its order.
+        filters: Which of the kept filters it makes, in its order; -1 for padding.
         channels: The layer's input channels that it reads.
         weight: In canonical form.
         bias: Shape `(filters,)`.
@@ -352,26 +346,36 @@ class Product(Operator):
         channels = indices_of(requirement.sets, layer.in_axis, layer.channels)
         if layer.groups == 1:
             return [Part(np.arange(len(kept)), channels, weight[:, channels], bias, 1)]
-        per_group = layer.channels // layer.groups
-        read = [channels[channels // per_group == group] for group in range(layer.groups)]
         made = kept // (layer.filters // layer.groups)
-        by_width: dict[tuple[int, int], list[int]] = {}
-        for group, count in zip(*np.unique(made, return_counts=True), strict=True):
-            by_width.setdefault((len(read[group]), int(count)), []).append(int(group))
+        per_group = layer.channels // layer.groups
         found = []
-        for (width, count), groups in by_width.items():
-            filters = np.concatenate([np.flatnonzero(made == group) for group in groups])
-            if width == 0:  # biases alone: any channel serves, with zero weights
-                own = weight[filters][:, :1]
-                found.append(Part(filters, channels[:1], 0.0 * own, bias[filters], 1))
-                continue
-            local = np.stack([read[group] % per_group for group in groups])
-            columns = np.repeat(local, count, axis=0)
-            columns = columns.reshape(*columns.shape, *[1] * (weight.ndim - 2))
-            own = np.take_along_axis(weight[filters], columns, axis=1)
-            whole = np.concatenate([read[group] for group in groups])
-            found.append(Part(filters, whole, own, bias[filters], len(groups)))
+        for run in self.runs(node, facts):
+            shape = (len(run.groups), run.count)
+            filters, biases = np.full(shape, -1), np.zeros(shape)
+            sources = np.full((len(run.groups), run.width), channels[0])
+            weights = np.zeros((*shape, run.width, *weight.shape[2:]))
+            for index, group in enumerate(run.groups):
+                rows = np.flatnonzero(made == group)
+                own = channels[channels // per_group == group]
+                filters[index, : len(rows)], biases[index, : len(rows)] = rows, bias[rows]
+                sources[index, : len(own)] = own
+                weights[index, : len(rows), : len(own)] = weight[rows][:, own % per_group]
+            stored = weights.reshape(-1, *weights.shape[2:])
+            parts = (filters.reshape(-1), sources.reshape(-1), stored, biases.reshape(-1))
+            found.append(Part(*parts, len(run.groups)))
         return found
+
+    def runs(self, node: ir.Node, facts: Facts) -> list[Run]:
+        """Returns the groups of each emitted product."""
+        layer = self.layer(node, facts)
+        kept, _ = self._live_rows(node, facts)
+        sets = facts.required[node, self.data(node)].sets
+        channels = indices_of(sets, layer.in_axis, layer.channels)
+        read, made = (
+            np.bincount(indices * layer.groups // size, minlength=layer.groups)
+            for indices, size in ((channels, layer.channels), (kept, layer.filters))
+        )
+        return runs(read, made, self.macs(layer, node, facts, 1))
 
     def _narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array]:
         """Returns weight and bias of the kept filters, constant channels folded into them."""
@@ -412,18 +416,18 @@ class Product(Operator):
         sets = facts.required[node, 0].sets
         made = []
         for part in parts:
-            own = (sets[0], part.channels, *sets[2:])
-            data = build.select(source, sets if len(parts) == 1 else own)
+            data = build.select(source, (sets[0], part.channels, *sets[2:]))
             inputs = self.operands(node, data, store(part), part.bias, build)
             made += build.copy(node, inputs, group=part.groups)
-        if len(parts) == 1:
-            return made
-        (joined,) = build.op("Concat", made, {"axis": 1}, name=f"{node.name}_parts")
+        joined = made[0]
+        if len(parts) > 1:
+            (joined,) = build.op("Concat", made, {"axis": 1}, name=f"{node.name}_parts")
         filters = np.concatenate([part.filters for part in parts])
-        if np.array_equal(filters, np.arange(len(filters))):
+        places = np.argsort(filters, kind="stable")[(filters < 0).sum() :]
+        if np.array_equal(places, np.arange(len(filters))):
             return [joined]
-        places = build.constant(np.argsort(filters), f"{node.name}_order")
-        return build.op("Gather", [joined, places], {"axis": 1}, name=f"{node.name}_ordered")
+        order = build.constant(places, f"{node.name}_order")
+        return build.op("Gather", [joined, order], {"axis": 1}, name=f"{node.name}_ordered")
 
     def operands(
         self, node: ir.Node, data: ir.Value | None, weight: Array, bias: Array, build: Builder
