@@ -3,7 +3,7 @@
 # make test   all tests
 # make lint   format, lint and types
 # make bench  the figures of the README (long); needs an idle machine
-# make random-graphs  the property test on 2,000 random networks (20 in a second is usual)
+# make random-graphs  the property test on 2,000 random networks (minutes)
 # make nightly        all of the above
 PYTHON := .venv/bin/python
 MDPRUNE := .venv/bin/mdprune
