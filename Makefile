@@ -3,6 +3,8 @@
 # make test   all tests
 # make lint   format, lint and types
 # make bench  the figures of the README (long); needs an idle machine
+# make random-graphs  the property test on 2,000 random networks (minutes)
+# make nightly        all of the above
 PYTHON := .venv/bin/python
 MDPRUNE := .venv/bin/mdprune
 STAMP := .venv/.installed
@@ -13,11 +15,13 @@ BUDGET := 0.5
 TRAIN :=
 # `make test TESTS=tests/test_cli.py` runs one file.
 TESTS :=
+# `make random-graphs SEED=20260131` draws the networks of another day again.
+SEED := $(shell date +%Y%m%d)
 
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench nightly
+.PHONY: setup demo test lint bench random-graphs nightly
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
@@ -58,4 +62,9 @@ $(BENCH)/r50-regular: | setup
 	@$(PYTHON) -c "from pathlib import Path; from benchmarks.harness import compile_case, make_case; \
 	compile_case(make_case('r50', 'regular'), Path('$(@D)'))"
 
-nightly: lint test demo bench
+random-graphs: setup
+	@echo "seed $(SEED)"
+	@$(PYTHON) -m pytest tests/passes/test_random_graphs.py --hypothesis-profile=nightly \
+	--hypothesis-seed=$(SEED)
+
+nightly: lint test random-graphs demo bench

@@ -36,9 +36,9 @@ from .layout.nchwc import host_layout
 from .layout.store import StoreWriter
 from .manifest import DomainModel, OnnxFiles
 from .masks import fit_budget
-from .passes.precision import widen
 from .passes.remove import Removed, remove_for
 from .pipeline import feeds_of, run_engine
+from .precision import widen
 from .report import LayerFigures
 from .verify import (
     ARTIFACT_TOLERANCE,

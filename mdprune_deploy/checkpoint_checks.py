@@ -15,7 +15,8 @@ from .checkpoint_document import Checkpoint, masks_of
 from .checkpoint_graph import without_data
 from .domain import Domain, Mask
 from .errors import CheckpointError
-from .weights import Reader, channels, did_you_mean, readers, readers_of
+from .weight_parts import weight_part
+from .weights import Reader, did_you_mean, readers, readers_of
 
 LONGEST_NAME = 200
 """Bytes of a domain's name: it becomes a file name."""
@@ -273,24 +274,36 @@ def _check_lengths(
                 "its weight"
             )
         for reader in found:
-            shape = shapes.get(str(reader.operand.name))
-            known = [size for size in shape or [] if size is not None]
-            if shape is None or len(known) != len(shape) or len(known) < 2:
-                raise CheckpointError(
-                    f"{where}: mask on {key!r}: the shape of the weight of {reader.node.op_type} "
-                    f"{reader.node.name!r} cannot be derived"
-                )
             for mask in masks_of(masks):
-                _check_length(f"{where}: mask on {key!r}", mask, reader, known)
+                _check_length(f"{where}: mask on {key!r}", mask, reader, site, shapes)
 
 
-def _check_length(place: str, mask: Mask, reader: Reader, shape: Sequence[int]) -> None:
-    expected = channels(reader, shape, mask.axis)
+def _check_length(place: str, mask: Mask, reader: Reader, site: str, shapes: Shapes) -> None:
+    def shape_of(value: ir.Value) -> tuple[int, ...]:
+        shape = shapes.get(str(value.name))
+        known = [size for size in shape or [] if size is not None]
+        if shape is None or len(known) != len(shape):
+            raise CheckpointError(
+                f"{place}: the shape of the weight of {reader.node.op_type} "
+                f"{reader.node.name!r} cannot be derived"
+            )
+        return tuple(known)
+
+    if len(shape_of(reader.operand)) < 2:
+        raise CheckpointError(
+            f"{place}: the weight of {reader.node.op_type} {reader.node.name!r} has no two axes"
+        )
+    part = weight_part(reader, site, shape_of)
+    expected = part.channels(mask.axis)
     if len(mask.values) != expected:
         side = "input" if mask.axis == "in" else "output"
+        owner = (
+            f"{reader.node.op_type} {reader.node.name!r}"
+            if part.whole in (reader.operand, reader.weight)
+            else f"{part.whole.name!r}, of which {reader.node.op_type} {reader.node.name!r} reads,"
+        )
         raise CheckpointError(
-            f"{place} has {len(mask.values)} entries; {reader.node.op_type} "
-            f"{reader.node.name!r} has {expected} {side} channels"
+            f"{place} has {len(mask.values)} entries; {owner} has {expected} {side} channels"
         )
 
 

@@ -181,14 +181,22 @@ def _masked_weights(checkpoint: Checkpoint, domain: str) -> dict[str, _Weight]:
         name = node.meta["weight"].name
         layers.setdefault(name, layer)
         macs[name] = macs.get(name, 0) + entry.macs(layer, node, facts, layer.pairs.size)
+    names = _weight_names(checkpoint, domain)
     found = {}
-    for key, name in _weight_names(checkpoint, domain).items():
+    for key, name in names.items():
         if name not in layers:
             raise UnsupportedGraphError(
                 f"domain {domain!r}: the mask on {key!r} cannot be held to a budget: no layer that "
                 f"reads {name!r} has channels that can be counted"
             )
         found[key] = _Weight(name, layers[name], macs[name])
+    for key, _, mask in flat_masks(checkpoint.domains[domain]):
+        layer = layers[names[key]]
+        if len(mask.values) != (layer.channels if mask.axis == "in" else layer.filters):
+            raise UnsupportedGraphError(
+                f"domain {domain!r}: the mask on {key!r} cannot be held to a budget: its layers "
+                "read parts of that weight"
+            )
     return found
 
 

@@ -44,8 +44,8 @@ from .verify import (
     can_batch,
     cases,
     check,
+    check_rounding,
     first_difference,
-    first_rounding,
     largest_error,
 )
 
@@ -291,9 +291,8 @@ class _Run:
         for variant in variants:
             engine = OnnxRuntimeEngine(self._root, name, model, 1, variant)
             error = largest_error(found, lambda feeds: run_engine(engine, feeds), batched=batched)  # noqa: B023
-            if error.relative > ARTIFACT_TOLERANCE:
-                where = first_rounding(removed.model, feeds_of(found, error))
-                check(name, f"the {variant} ONNX model", error, ARTIFACT_TOLERANCE, where)
+            feeds = feeds_of(found, error)
+            check_rounding(name, f"the {variant} ONNX model", error, removed.model, feeds)
             worst = max(worst, error, key=lambda e: e.relative)
         return worst
 
@@ -304,14 +303,13 @@ class _Run:
         if error.relative > ARTIFACT_TOLERANCE:
             removed = remove(self._checkpoint, name, "native")
             refuse_mixed_images(name, removed.model, found, batched)
-            where = first_rounding(removed.model, feeds_of(found, error))
-            check(name, "the native plan", error, ARTIFACT_TOLERANCE, where)
+            check_rounding(name, "the native plan", error, removed.model, feeds_of(found, error))
         return error
 
 
 def feeds_of(found: Sequence[Case], error: Error) -> Feeds:
-    """Returns the inputs on which an error was found."""
-    return next(case.feeds for case in found if case.name == error.case)
+    """Returns the inputs on which an error was found; none where there is no error."""
+    return next((case.feeds for case in found if case.name == error.case), {})
 
 
 def refuse_mixed_images(name: str, model: ir.Model, found: Sequence[Case], batched: bool) -> None:

@@ -1,4 +1,4 @@
-"""Which value of a graph is the weight of which layer, and how many channels a layer has.
+"""Which value of a graph is the weight of which layer.
 
 A weight is an operand of a convolution or matrix product that no graph input reaches. It is an
 initialiser, or computed from initialisers (weight normalisation, weight standardisation).
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .domain import Axis
 from .errors import CheckpointError
 from .export import SCOPES
 
@@ -136,26 +135,22 @@ def module_of(node: ir.Node) -> str:
         return ""
 
 
-def channels(reader: Reader, shape: Sequence[int], axis: Axis) -> int:
-    """Returns how many channels a layer has on one side.
+def weight_axes(node: ir.Node, index: int, rank: int) -> tuple[int, int]:
+    """Returns the output and the input axis of a product's weight operand.
 
     Args:
-        reader: The layer.
-        shape: Shape of `reader.operand`.
-        axis: Input or output channels. Of grouped convolutions these are the layer's, not the
-            weight's.
+        node: Conv, ConvTranspose, Gemm or MatMul.
+        index: Which input of the node is the weight.
+        rank: The weight's number of axes.
     """
-    attribute = reader.node.attributes.get("group")
-    groups = attribute.as_int() if attribute is not None else 1
-    if reader.node.op_type == "Conv":
-        return shape[1] * groups if axis == "in" else shape[0]
-    if reader.node.op_type == "ConvTranspose":
-        return shape[0] if axis == "in" else shape[1] * groups
-    name = "transB" if reader.index == 1 else "transA"
-    transposed = reader.node.attributes.get(name)
+    if node.op_type == "Conv":
+        return 0, 1
+    if node.op_type == "ConvTranspose":
+        return 1, 0
+    transposed = node.attributes.get("transB" if index == 1 else "transA")
     flipped = transposed is not None and bool(transposed.as_int())
-    rows_are_outputs = flipped == (reader.index == 1)
-    return shape[-2] if rows_are_outputs == (axis == "out") else shape[-1]
+    first_is_out = flipped == (index == 1)
+    return (rank - 2, rank - 1) if first_is_out else (rank - 1, rank - 2)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

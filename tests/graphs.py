@@ -37,9 +37,20 @@ def masks_of(domain: Domain, name: str) -> list[Mask]:
     return [masks] if isinstance(masks, Mask) else list(masks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution or matrix product: its weight and how the weight is stored."""
+    """A convolution or matrix product: its weight and how the weight is stored.
+
+    Attributes:
+        weight: The parameter that masks are on.
+        source: The value that is read.
+        kind: The ONNX operator.
+        groups: Number of groups.
+        channels: Input channels.
+        filters: Output channels.
+        operand: The value that is read as the weight, where that is not the parameter.
+        part: The filters and channels of the parameter that are read; None for all.
+    """
 
     weight: str
     source: str
@@ -47,12 +58,19 @@ class Layer:
     groups: int
     channels: int
     filters: int
+    operand: str = ""
+    part: tuple[slice, slice] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the compiler calls the weight."""
+        return self.operand or self.weight
 
     def pairs(self, stored: np.ndarray) -> np.ndarray:
         """Reduces a stored weight to (filters, channels per group) by `any`."""
         flat = (stored != 0).reshape(*stored.shape[:2], -1).any(axis=2)
         if self.kind != "ConvTranspose":
-            return flat
+            return flat.T if self.kind == "MatMul" else flat
         per_group = flat.reshape(self.groups, -1, flat.shape[1])
         return per_group.transpose(0, 2, 1).reshape(self.filters, -1)
 
@@ -124,6 +142,12 @@ class Network:
     def channels(self, x: str) -> int:
         return self.shape(x)[1]
 
+    def mask_size(self, layer: Layer, axis: str) -> int:
+        """The entries of a mask: channels of the whole weight where a layer reads a part."""
+        if layer.part is not None:
+            return self.parameters[layer.weight].shape[axis == "in"]
+        return layer.channels if axis == "in" else layer.filters
+
     # Building
 
     def add_step(self, function: Callable[..., Tensor], inputs: Sequence[str], name: str) -> str:
@@ -162,14 +186,16 @@ class Network:
         own = run.domain.state.get(name)
         return torch.from_numpy(self.parameters[name]).double() if own is None else own.double()
 
-    def _masked(self, run: Run, layer: Layer) -> Tensor:
-        """The weight times its masks, by the contract's definition."""
-        weight = self.value(run, layer.weight)
+    def _masked(
+        self, run: Run, layer: Layer, made: Callable[[Run], Tensor] | None = None
+    ) -> Tensor:
+        """The weight times its masks, by the contract's definition, and of that the part read."""
+        weight = self.value(run, layer.weight) if made is None else made(run)
         for m in masks_of(run.domain, layer.weight):
             if m.site == "output":
                 continue
             on, g = m.on.double(), layer.groups
-            stored_in_first = layer.kind == "ConvTranspose"
+            stored_in_first = layer.kind in ("ConvTranspose", "MatMul")
             first = (m.axis == "in") == stored_in_first
             tail = [1] * (weight.ndim - 2)
             if first:
@@ -177,22 +203,29 @@ class Network:
             else:
                 split = weight.reshape(g, weight.shape[0] // g, *weight.shape[1:])
                 weight = (split * on.reshape(g, 1, -1, *tail)).reshape(weight.shape)
+        weight = weight if layer.part is None else weight[layer.part]
         run.weights[layer] = weight.detach().requires_grad_()
         return run.weights[layer]
 
     def _mask_output(self, run: Run, layer: Layer, y: Tensor) -> Tensor:
         for m in masks_of(run.domain, layer.weight):
             if m.site == "output":
-                y = y * m.on.double().reshape(-1, *[1] * (y.ndim - 2))
+                on = m.on.double() if layer.part is None else m.on.double()[layer.part[0]]
+                y = y * on.reshape(-1, *[1] * (0 if layer.kind == "MatMul" else y.ndim - 2))
         return y
 
-    def _layer(self, layer: Layer, call: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-               bias: str | None) -> Callable[..., Tensor]:  # fmt: skip
+    def _layer(
+        self,
+        layer: Layer,
+        call: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+        bias: str | None,
+        made: Callable[[Run], Tensor] | None = None,
+    ) -> Callable[..., Tensor]:
         self.layers.append(layer)
 
         def function(run: Run, x: Tensor) -> Tensor:
             shift = None if bias is None else self.value(run, bias)
-            return self._mask_output(run, layer, call(x, self._masked(run, layer), shift))
+            return self._mask_output(run, layer, call(x, self._masked(run, layer, made), shift))
 
         return function
 
@@ -228,7 +261,7 @@ class Network:
 
     def conv_transpose(
         self, x: str, filters: int, kernel: int = 3, stride: int = 2, pad: int = 1,
-        output_padding: int = 1, groups: int = 1,
+        output_padding: int = 1, groups: int = 1, dilation: int = 1,
     ) -> str:  # fmt: skip
         channels, rank = self.channels(x), len(self.shape(x)) - 2
         name = f"{self.fresh('deconv')}.weight"
@@ -238,14 +271,59 @@ class Network:
         layer = Layer(name, x, "ConvTranspose", groups, channels, filters)
         function = self._layer(
             layer,
-            lambda x, w, b: _CONV_TRANSPOSE[rank](x, w, b, stride, pad, output_padding, groups),
+            lambda x, w, b: _CONV_TRANSPOSE[rank](
+                x, w, b, stride, pad, output_padding, groups, dilation
+            ),
             shift,
         )
         return self.node(
             "ConvTranspose", [x, name, shift], function, kernel_shape=[kernel] * rank,
             strides=[stride] * rank, pads=[pad] * 2 * rank, group=groups,
-            output_padding=[output_padding] * rank,
+            output_padding=[output_padding] * rank, dilations=[dilation] * rank,
         )  # fmt: skip
+
+    def normalised_conv(self, x: str, filters: int) -> str:
+        """A 3x3 convolution whose weight is `gain * v / |v|`, computed in the graph."""
+        channels, rank = self.channels(x), len(self.shape(x)) - 2
+        stem, axes = self.fresh("wn"), list(range(1, rank + 2))
+        v = self.parameter(f"{stem}.v", self.rng.standard_normal((filters, channels, *[3] * rank)))
+        gain = self.rng.uniform(0.5, 1.5, (filters, *[1] * (rank + 1)))
+        g = self.parameter(f"{stem}.g", gain)
+        norm, unit, weight = (self.fresh(kind) for kind in ("norm", "unit", "weight"))
+        for op, inputs, output in (
+            ("ReduceL2", [v, self.constant(axes)], norm),
+            ("Div", [v, norm], unit),
+            ("Mul", [unit, g], weight),
+        ):
+            self.nodes.append(helper.make_node(op, inputs, [output], name=output))
+
+        def made(run: Run) -> Tensor:
+            direction = self.value(run, v)
+            length = (direction**2).sum(axes, keepdim=True).sqrt()
+            return direction / length * self.value(run, g)
+
+        layer = Layer(v, x, "Conv", 1, channels, filters, weight)
+        function = self._layer(layer, lambda x, w, b: _CONV[rank](x, w, b, 1, 1), None, made)
+        return self.node("Conv", [x, weight], function, pads=[1] * 2 * rank)
+
+    def part_conv(self, x: str, whole: str, filters: slice, channels: slice) -> str:
+        """A 3x3 convolution with a part of a parameter."""
+        rank, part = len(self.shape(x)) - 2, self.fresh("part")
+        bounds = [[s.start for s in (filters, channels)], [s.stop for s in (filters, channels)]]
+        inputs = [whole, *(self.constant(numbers) for numbers in (*bounds, [0, 1]))]
+        self.nodes.append(helper.make_node("Slice", inputs, [part], name=part))
+        sizes = [s.stop - s.start for s in (channels, filters)]
+        layer = Layer(whole, x, "Conv", 1, sizes[0], sizes[1], part, (filters, channels))
+        function = self._layer(layer, lambda x, w, b: _CONV[rank](x, w, b, 1, 1), None)
+        return self.node("Conv", [x, part], function, pads=[1] * 2 * rank)
+
+    def product(self, x: str, filters: int) -> str:
+        """`x @ W` over the last axis."""
+        channels = self.shape(x)[-1]
+        name = f"{self.fresh('mm')}.weight"
+        self.parameter(name, self.rng.standard_normal((channels, filters)) * channels**-0.5)
+        layer = Layer(name, x, "MatMul", 1, channels, filters)
+        return self.node("MatMul", [x, name], self._layer(layer, lambda x, w, b: x @ w, None))
 
     def linear(self, x: str, filters: int) -> str:
         """A matrix product of a 2-D value."""
@@ -282,6 +360,8 @@ class Network:
             return self.mul(x, gate)
         if kind == "OneMinus":
             return self.one_minus(x)
+        if kind == "HardSwish":
+            return self.mul(x, self.scaled(self.clip(self.shifted(x, 3.0), 0.0, 6.0), 0.125))
         functions: dict[str, Callable[[Tensor], Tensor]] = {
             "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Elu": F.elu,
             "Softplus": F.softplus,
@@ -294,6 +374,20 @@ class Network:
         one = self.constant(1.0, "float32")
         self.nodes.append(helper.make_node("Sub", [one, x], [name], name=name))
         return self.add_step(lambda run, x: 1 - x, [x], name)
+
+    def scaled(self, x: str, factor: float) -> str:
+        """Times a number that float32 holds exactly."""
+        inputs = [x, self.constant(factor, "float32")]
+        return self.node("Mul", inputs, lambda run, x: x * factor)
+
+    def shifted(self, x: str, number: float) -> str:
+        inputs = [x, self.constant(number, "float32")]
+        return self.node("Add", inputs, lambda run, x: x + number)
+
+    def clip(self, x: str, low: float, high: float) -> str:
+        self.tight = False
+        inputs = [x, self.constant(low, "float32"), self.constant(high, "float32")]
+        return self.node("Clip", inputs, lambda run, x: x.clamp(low, high))
 
     def max_pool(self, x: str, kernel: int = 2, stride: int = 2, pad: int = 0) -> str:
         self.tight = False
@@ -315,8 +409,10 @@ class Network:
             count_include_pad=int(include_pad),
         )  # fmt: skip
 
-    def mean(self, x: str, axes: Sequence[int] = (2, 3), keep: bool = False) -> str:
-        inputs = [x, self.constant(list(axes))]
+    def mean(self, x: str, axes: Sequence[int] = (), keep: bool = False) -> str:
+        """Over space where no axes are named."""
+        axes = list(axes) or list(range(2, len(self.shape(x))))
+        inputs = [x, self.constant(axes)]
         return self.node(
             "ReduceMean", inputs, lambda run, x: x.mean(tuple(axes), keepdim=keep), keepdims=keep
         )
@@ -503,6 +599,23 @@ class Network:
         y = self.reshape(x, [0, groups, shape[1] // groups, *shape[2:]])
         return self.reshape(self.transpose(y, [0, 2, 1, *tail]), [0, *shape[1:]])
 
+    def channel_norm(self, x: str) -> str:
+        """Layer norm over the channels of a channels-first value, as its formula."""
+        self.tight = False
+        centred = self.node("Sub", [x, self.mean(x, [1], keep=True)], lambda run, a, b: a - b, 2)
+        spread = self.mean(self.mul(centred, centred), [1], keep=True)
+        deviation = self.node("Sqrt", [self.shifted(spread, EPSILON)], lambda run, x: x.sqrt())
+        y = self.node("Div", [centred, deviation], lambda run, a, b: a / b, 2)
+        stem, shape = self.fresh("cn"), (self.channels(x), *[1] * (len(self.shape(x)) - 2))
+        scale = self.parameter(f"{stem}.weight", self.rng.uniform(0.5, 1.5, shape))
+        shift = self.parameter(f"{stem}.bias", self.rng.standard_normal(shape))
+        y = self.node("Mul", [y, scale], lambda run, y: y * self.value(run, scale))
+        return self.node("Add", [y, shift], lambda run, y: y + self.value(run, shift))
+
+    def unsqueeze(self, x: str, axis: int) -> str:
+        inputs = [x, self.constant([axis])]
+        return self.node("Unsqueeze", inputs, lambda run, x: x.unsqueeze(axis))
+
     def squeeze_excite(self, x: str, width: int = 2) -> str:
         y = self.act(self.conv(self.mean(x, keep=True), width, 1), "Tanh")
         return self.mul(x, self.act(self.conv(y, self.channels(x), 1), "Sigmoid"))
@@ -543,7 +656,7 @@ class Drawn:
         return "\n".join([*lines, f"outputs {self.network.outputs}, seed {self.network.seed}"])
 
 
-ACTS = ("Relu", "Sigmoid", "Tanh", "SiLU", "Elu", "OneMinus", "Softplus")
+ACTS = ("Relu", "Sigmoid", "Tanh", "SiLU", "Elu", "OneMinus", "Softplus", "HardSwish")
 
 
 def _plain(n: Network, x: str, draw: Callable) -> str:
@@ -580,10 +693,11 @@ def _preactivation(n: Network, x: str, draw: Callable) -> str:
 def _padded_shortcut(n: Network, x: str, draw: Callable) -> str:
     channels = n.channels(x)
     y = n.bn(n.conv(x, 2 * channels, stride=2, bias=False))
-    for axis in (2, 3):
+    space = range(2, len(n.shape(x)))
+    for axis in space:
         x = n.slice(x, 0, n.shape(x)[axis], 2, axis)
-    half = channels // 2
-    return n.act(n.add(y, n.pad(x, [0, half, 0, 0, 0, half, 0, 0])))
+    pads = [0, channels // 2, *[0] * len(space)]
+    return n.act(n.add(y, n.pad(x, pads * 2)))
 
 
 def _zero_shortcut(n: Network, x: str, draw: Callable) -> str:
@@ -629,14 +743,48 @@ def _spatial_gate(n: Network, x: str, draw: Callable) -> str:
 
 def _maxout(n: Network, x: str, draw: Callable) -> str:
     _, c, *space = n.shape(x)
-    y = n.maximum(n.reshape(x, [0, c // 2, 2, *space]), 2)
+    if draw(st.booleans()):
+        y = n.maximum(n.reshape(x, [0, c // 2, 2, *space]), 2)
+    else:
+        y = n.maximum(n.reshape(x, [0, 2, c // 2, *space]), 1)
     return n.conv(y, 4, 1)
+
+
+def _stack(n: Network, x: str, draw: Callable) -> str:
+    """Two branches on an axis of their own: summed, or flattened into the channels again."""
+    axis = draw(st.sampled_from([1, 2]))
+    branches = [n.conv_bn_act(x, 4), n.conv(x, 4, 1)]
+    y = n.concat([n.unsqueeze(branch, axis) for branch in branches], axis)
+    if draw(st.booleans()):
+        return n.mean(y, [axis])
+    return n.conv(n.reshape(y, [0, 8, *n.shape(x)[2:]]), 4, 1)
 
 
 def _space(n: Network, x: str, draw: Callable) -> str:
     if n.shape(x)[2] % 2 == 0 and n.shape(x)[3] % 2 == 0 and draw(st.booleans()):
         return n.conv_bn_act(n.space_to_depth(x), 8, kernel=1)
     return n.conv(n.depth_to_space(x), 4)
+
+
+def _reshaped_space(n: Network, x: str, draw: Callable) -> str:
+    """Pixel shuffle and unshuffle as exporters write them, by reshapes and a transposition."""
+    _, c, h, w = n.shape(x)
+    if h % 2 == 0 and w % 2 == 0 and draw(st.booleans()):
+        y = n.reshape(x, [0, c, h // 2, 2, w // 2, 2])
+        y = n.reshape(n.transpose(y, [0, 1, 3, 5, 2, 4]), [0, 4 * c, h // 2, w // 2])
+        return n.conv(y, 8, 1)
+    y = n.reshape(x, [0, c // 4, 2, 2, h, w])
+    return n.conv(n.reshape(n.transpose(y, [0, 1, 4, 2, 5, 3]), [0, c // 4, 2 * h, 2 * w]), 4)
+
+
+def _scales(n: Network, x: str, draw: Callable) -> str:
+    """Two resolutions that exchange and meet, as in U-Nets and HRNets."""
+    if n.shape(x)[2] % 2 or n.shape(x)[3] % 2:
+        return n.conv_bn_act(x, 8)
+    low = n.conv_bn_act(n.max_pool(x), 8)
+    high = n.add(n.conv(x, 8, 1), n.upsample(n.conv(low, 8, 1)))
+    low = n.add(low, n.conv(x, 8, stride=2))
+    return n.concat([n.act(high), n.upsample(low, mode="linear")])
 
 
 def _pool(n: Network, x: str, draw: Callable) -> str:
@@ -654,18 +802,60 @@ def _padded(n: Network, x: str, draw: Callable) -> str:
 
 
 def _transposed(n: Network, x: str, draw: Callable) -> str:
-    return n.act(n.conv_transpose(x, 4, groups=draw(st.sampled_from([1, 2]))))
+    options = draw(st.sampled_from([
+        {}, {"groups": 2}, {"dilation": 2}, {"stride": 1, "output_padding": 0},
+        {"kernel": 2, "pad": 0, "output_padding": 0},
+    ]))  # fmt: skip
+    return n.act(n.conv_transpose(x, 4, **options))
 
 
 def _norm(n: Network, x: str, draw: Callable) -> str:
-    kind = draw(st.integers(0, 4))
+    kind = draw(st.integers(0, 5))
     if kind == 0:
         return n.group_norm(x, 2)
     if kind == 1:
         return n.instance_norm(x)
     if kind == 2:
-        return n.transpose(n.layer_norm(n.transpose(x, [0, 2, 3, 1])), [0, 3, 1, 2])
-    return n.softmax(x) if kind == 3 else n.lrn(x)
+        last = len(n.shape(x)) - 1
+        y = n.layer_norm(n.transpose(x, [0, *range(2, last + 1), 1]))
+        return n.transpose(y, [0, last, *range(1, last)])
+    if kind == 3:
+        return n.channel_norm(x)
+    return n.softmax(x) if kind == 4 else n.lrn(x)
+
+
+def _normalised(n: Network, x: str, draw: Callable) -> str:
+    return n.act(n.normalised_conv(x, 8), draw(st.sampled_from(ACTS)))
+
+
+def _octave(n: Network, x: str, draw: Callable) -> str:
+    """Convolutions with parts of one weight, which overlap and leave a part unread."""
+    c, rank = n.channels(x), len(n.shape(x)) - 2
+    whole = f"{n.fresh('octave')}.weight"
+    n.parameter(whole, n.rng.standard_normal((8, c, *[3] * rank)) / c)
+    high, low = n.slice(x, 0, c // 2), n.slice(x, c // 2, c)
+    y = n.add(n.part_conv(high, whole, slice(0, 4), slice(0, c // 2)),
+              n.part_conv(low, whole, slice(0, 4), slice(c // 2, c)))  # fmt: skip
+    return n.concat([n.act(y), n.part_conv(high, whole, slice(3, 7), slice(0, c // 2))])
+
+
+def _block_attention(n: Network, x: str, draw: Callable) -> str:
+    """CBAM: channels gated by both poolings through one pair of layers, then places."""
+    gates, shared = [], {}
+    for pooled in (n.mean(x, keep=True), n.maximum(n.maximum(x, 2, keep=True), 3, keep=True)):
+        y = n.act(n.conv(pooled, 4, 1, bias=False, shared=shared.get("reduce")))
+        shared.setdefault("reduce", n.layers[-1].weight)
+        gates.append(n.conv(y, n.channels(x), 1, bias=False, shared=shared.get("expand")))
+        shared.setdefault("expand", n.layers[-1].weight)
+    return _spatial_gate(n, n.mul(x, n.act(n.add(*gates), "Sigmoid")), draw)
+
+
+def _gram(n: Network, x: str, draw: Callable) -> str:
+    """Products of channels, averaged over places: an image of one column."""
+    c, places = n.channels(x), int(np.prod(n.shape(x)[2:]))
+    rows = n.reshape(x, [0, c, places])
+    gram = n.scaled(n.matmul(rows, n.transpose(rows, [0, 2, 1])), 2.0**-5)
+    return n.upsample(n.upsample(n.conv(n.reshape(gram, [0, c, c, 1]), 8, 1)))
 
 
 def _twice(n: Network, x: str, draw: Callable) -> str:
@@ -682,38 +872,82 @@ def _attention(n: Network, x: str, draw: Callable) -> str:
     return n.reshape(n.matmul(tokens, n.transpose(scores, [0, 2, 1])), [0, c, h, w])
 
 
+def _heads(n: Network, x: str, draw: Callable) -> str:
+    """Multi-head attention: linear layers on tokens, two heads, a residual."""
+    _, c, h, w = n.shape(x)
+    tokens = n.transpose(n.reshape(x, [0, c, h * w]), [0, 2, 1])
+    query, key, value = (
+        n.transpose(n.reshape(n.product(tokens, 8), [0, h * w, 2, 4]), [0, 2, 1, 3])
+        for _ in range(3)
+    )
+    scores = n.softmax(n.scaled(n.matmul(query, n.transpose(key, [0, 1, 3, 2])), 0.0625), -1)
+    y = n.reshape(n.transpose(n.matmul(scores, value), [0, 2, 1, 3]), [0, h * w, 8])
+    y = n.add(tokens, n.product(y, c))
+    return n.reshape(n.transpose(y, [0, 2, 1]), [0, c, h, w])
+
+
 def _tiled(n: Network, x: str, draw: Callable) -> str:
     return n.conv(n.tile(x, 2), 4, 1)
 
 
 BLOCKS = (
     _plain, _plain, _biased, _depthwise, _residual, _residual, _preactivation, _padded_shortcut,
-    _zero_shortcut, _dense, _two_branches, _split, _slices, _shuffle, _squeeze, _spatial_gate,
-    _maxout, _space, _pool, _padded, _transposed, _norm, _twice, _attention, _tiled,
+    _zero_shortcut, _dense, _two_branches, _split, _slices, _shuffle, _squeeze, _maxout, _stack,
+    _transposed, _norm, _twice, _tiled, _normalised, _octave,
+)  # fmt: skip
+"""For values of any rank."""
+IMAGE_BLOCKS = (
+    *BLOCKS, _spatial_gate, _block_attention, _space, _reshaped_space, _scales, _pool, _padded,
+    _gram, _attention, _heads,
 )  # fmt: skip
 
 
 @st.composite
 def networks(draw: Callable) -> Drawn:
-    """Draws a network of one to five blocks, one or two heads, and one to three domains."""
-    network = Network(draw(st.integers(0, 2**16)), (3, 6, 6))
+    """Draws a network of one to five blocks, one to three outputs, and one to three domains."""
+    shape = draw(st.sampled_from([(3, 6, 6)] * 6 + [(3, 12), (3, 4, 4, 4)]))
+    network = Network(draw(st.integers(0, 2**16)), shape)
+    blocks = IMAGE_BLOCKS if len(shape) == 3 else BLOCKS
     x = network.conv_bn_act("x", 8, draw(st.sampled_from(ACTS)))
     taps = [x]
-    for block in draw(st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=5)):
-        if min(network.shape(x)[2:]) < 3 or max(network.shape(x)[2:]) > 12:
+    for block in draw(st.lists(st.sampled_from(blocks), min_size=1, max_size=5)):
+        space = network.shape(x)[2:]
+        if min(space) < 3 or max(space) > 12 or np.prod(space) > 144:
             break
         if network.channels(x) > 16 or network.channels(x) % 4:
             x = network.conv(x, 8, 1)
         x = block(network, x, draw)
         taps.append(x)
-    if draw(st.booleans()) and np.prod(network.shape(x)) < 600:
-        network.outputs.append(network.linear(network.flatten(x), 3))
-    else:
-        network.head(x)
-    if draw(st.booleans()):
+    _end(network, x, draw)
+    for _ in range(draw(st.integers(0, 2))):
         network.head(draw(st.sampled_from(taps)))
+    if draw(st.integers(0, 4)) == 4:
+        network.outputs.append(network.conv(draw(st.sampled_from(taps)), 2, 1))
+    return Drawn(network, _domains(network, draw))
+
+
+def _end(network: Network, x: str, draw: Callable) -> None:
+    """Adds the last head: on pooled channels, or on all places in one of two layouts."""
+    kind = draw(st.integers(0, 3))
+    if kind < 2 or np.prod(network.shape(x)) >= 600:
+        network.head(x)
+        return
+    if kind == 3:
+        x = network.transpose(x, [0, *range(2, len(network.shape(x))), 1])
+    network.outputs.append(network.linear(network.flatten(x), 3))
+
+
+def _domains(network: Network, draw: Callable) -> dict[str, Domain]:
+    """Draws domains; the last may keep what the first drops."""
     names = [f"d{i}" for i in range(draw(st.integers(1, 3)))]
-    return Drawn(network, {name: _domain(network, draw) for name in names})
+    domains = {name: _domain(network, draw) for name in names}
+    if len(names) > 1 and draw(st.booleans()):
+        opposite = {
+            key: [Mask(~m.on, m.axis, m.site) for m in masks_of(domains[names[0]], key)]
+            for key in domains[names[0]].masks
+        }
+        domains[names[-1]] = Domain(opposite, domains[names[-1]].state)
+    return domains
 
 
 def _domain(network: Network, draw: Callable) -> Domain:
@@ -721,7 +955,7 @@ def _domain(network: Network, draw: Callable) -> Domain:
     chosen: dict[str, list[Mask]] = {}
     for layer in {layer.weight: layer for layer in network.layers}.values():
         for axis, site in draw(st.sampled_from(MASKED)):
-            size = layer.channels if axis == "in" else layer.filters
+            size = network.mask_size(layer, axis)
             if layer.source == "x" and axis == "in":
                 continue
             on = rng.random(size) < draw(st.sampled_from([0.5, 0.5, 0.8, 0.2, 0.0]))
@@ -738,5 +972,5 @@ def _domain(network: Network, draw: Callable) -> Domain:
 MASKED: tuple[tuple[tuple[str, str], ...], ...] = (
     (), (("in", "weight"),), (("in", "weight"),), (("out", "weight"),), (("out", "output"),),
     (("in", "weight"), ("out", "weight")), (("in", "weight"), ("out", "output")),
-    (("in", "weight"), ("in", "weight")),
+    (("in", "weight"), ("in", "weight")), (("out", "weight"), ("out", "output")),
 )  # fmt: skip

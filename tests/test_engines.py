@@ -17,7 +17,12 @@ from onnx_models import conv_net, image, write_bundle
 
 from mdprune_deploy.bundle import read_bundle
 from mdprune_deploy.engines import Engine, load
-from mdprune_deploy.errors import BackendUnavailableError, BundleError, UsageError
+from mdprune_deploy.errors import (
+    BackendUnavailableError,
+    BundleError,
+    UnsupportedGraphError,
+    UsageError,
+)
 from mdprune_deploy.layout.nchwc import BlockedLayout, host_layout
 from mdprune_deploy.report import Missing
 
@@ -263,3 +268,19 @@ def test_mapped_weights_are_not_copied(tmp_path: Path) -> None:
     # Activations of 2048 x 16 x 16 floats (2 MiB) in two buffers come from the one arena.
     assert grown["mapped"] < weights * 0.4, "14 MiB of weights stay in the file"
     assert grown["portable"] > weights, "the measurement sees a copy"
+
+
+def test_an_operator_that_cannot_run_is_refused_by_name(bundle: Path) -> None:
+    """ONNX Runtime opens some models that it cannot run: LRN of another rank than four."""
+    folder = bundle.with_name("rank")
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 2, 3]) for n in "xy")
+    node = onnx.helper.make_node("LRN", ["x"], ["y"], name="norm", size=3)
+    graph = onnx.helper.make_graph([node], "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 20)]
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10))
+    write_bundle(folder, {"d": model})
+    engine = load(folder, "d", "onnxruntime", variant="portable")
+    with pytest.raises(
+        UnsupportedGraphError, match=r"domain 'd': ONNX Runtime cannot run .*'norm'"
+    ):
+        engine(np.zeros((1, 2, 3), np.float32))

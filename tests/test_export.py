@@ -9,7 +9,7 @@ from torch import nn
 
 from mdprune_deploy.errors import UnsupportedGraphError
 from mdprune_deploy.evaluate import evaluate
-from mdprune_deploy.export import OPSET, SCOPES, export
+from mdprune_deploy.export import EXPORT_TOLERANCE, OPSET, SCOPES, export
 
 X = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
 
@@ -198,6 +198,13 @@ class Random(nn.Module):
         return x + torch.rand_like(x)
 
 
+class Noisy(nn.Module):
+    """Random by less than rounding in some networks is."""
+
+    def forward(self, x):
+        return x + 0.01 * torch.rand_like(x)
+
+
 class Failing(nn.Module):
     def forward(self, x):
         raise ValueError("not today")
@@ -209,6 +216,7 @@ class Failing(nn.Module):
         (Branching(), "the model cannot be exported: Could not guard on data-dependent expression"),
         (Untranslatable(), "the model cannot be exported: No ONNX function found for .*svd"),
         (Random(), "differs from the model's by .*; a network that is random in eval mode"),
+        (Noisy(), "differs from the model's by .*; a network that is random in eval mode"),
         (Failing(), "the model cannot be exported: not today"),
     ],
 )
@@ -235,3 +243,43 @@ def test_a_translation_that_computes_something_else_is_refused(monkeypatch):
     monkeypatch.setattr("mdprune_deploy.export.evaluate", wrong)
     with pytest.raises(UnsupportedGraphError, match=r"differs from the model's by 1.0e-02 of its"):
         export(Chunked(), X)
+
+
+class Magnifying(nn.Module):
+    """Magnifies the rounding of a norm a hundred thousand times."""
+
+    def __init__(self, table=None):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.table = table
+        for tensor in (self.norm.weight, self.norm.bias, self.norm.running_mean):
+            nn.init.normal_(tensor, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, x):
+        y = self.norm(x) if self.table is None else self.norm(x) @ self.table
+        return torch.sin(1e5 * y)
+
+
+def test_rounding_that_a_network_magnifies_is_no_wrong_translation():
+    network = Magnifying().eval()
+    exported = export(network, X)
+    graph = exported.model.graph
+    with torch.no_grad():
+        expected = network(X).numpy()
+    (actual,) = evaluate(graph, {graph.inputs[0].name: X.numpy()})
+    assert np.abs(actual - expected).max() > EXPORT_TOLERANCE  # in float32 they differ
+
+
+def test_a_wrong_translation_is_not_excused_by_rounding(monkeypatch):
+    def wrong(graph, feeds):
+        return [array * 1.0001 for array in evaluate(graph, feeds)]
+
+    monkeypatch.setattr("mdprune_deploy.export.evaluate", wrong)
+    with pytest.raises(UnsupportedGraphError, match="differs from the model's by"):
+        export(Magnifying(), X)
+
+
+def test_what_runs_in_float32_alone_is_held_to_float32():
+    network = Magnifying(torch.eye(6))  # no buffer: it stays float32
+    with pytest.raises(UnsupportedGraphError, match="differs from the model's by"):
+        export(network, X)

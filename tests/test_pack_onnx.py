@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import safetensors.torch
@@ -19,8 +20,10 @@ from dense_onnx import HALF, save, unfolded, weights
 from onnx import TensorProto, helper, numpy_helper
 
 import mdprune_deploy as mdp
-from mdprune_deploy import CheckpointError, Mask, UnsupportedGraphError, UsageError
+from mdprune_deploy import CheckpointError, Mask, UnsupportedGraphError, UsageError, import_onnx
 from mdprune_deploy.checkpoint import masks_of
+from mdprune_deploy.evaluate import constant_array, evaluate
+from mdprune_deploy.export import EXPORT_TOLERANCE, relative_error, tidy
 from mdprune_deploy.pack import OnnxOptions, PackReport, pack_onnx
 
 X = np.random.default_rng(5).standard_normal((2, 3, 8, 8)).astype(np.float32)
@@ -507,3 +510,46 @@ def test_the_checkpoint_has_the_models_name_unless_that_exists(
         with pytest.raises((UsageError, CheckpointError), match=message):
             pack_onnx(dataclasses.replace(options, output=Path("new.pt"), **changes))
     assert not Path("new.pt").exists()
+
+
+# Networks that magnify rounding
+
+
+def magnifying(folder: Path) -> Path:
+    """Magnifies the rounding of a norm a million times."""
+    middle = [helper.make_node("Mul", ["c", "k"], ["m"]), helper.make_node("Sin", ["m"], ["d"])]
+    tensors = {**weights(), "k": np.asarray(1e6, np.float32)}
+    return save(folder / "dense.onnx", unfolded(lambda: middle), tensors)
+
+
+def test_rounding_that_a_network_magnifies_is_no_wrong_import(tmp_path: Path) -> None:
+    model = magnifying(tmp_path)
+    pack(tmp_path, model, {"digits/in/last/kernel": HALF})
+    graph = mdp.load_checkpoint(tmp_path / "model.pt").model.graph
+    (expected,) = run_original(model, {})
+    (found,) = evaluate(graph, {"x": X})
+    assert relative_error(expected, found) > EXPORT_TOLERANCE  # in float32 they differ
+
+
+def test_a_wrong_import_is_not_excused_by_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: ir.Model, *names: Collection[str]) -> None:
+        tidy(model, *names)
+        bias = model.graph.initializers["last/bias"]
+        bias.const_value = ir.tensor(constant_array(bias) * np.float32(1.001), name=bias.name)
+
+    monkeypatch.setattr(import_onnx, "tidy", wrong)
+    with pytest.raises(UnsupportedGraphError, match="output 'y' differs by"):
+        pack(tmp_path, magnifying(tmp_path), {"digits/in/last/kernel": HALF})
+
+
+def test_a_runtime_that_computes_something_else_is_not_excused_by_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run", lambda *given: [y + 100 for y in run(*given)]
+    )
+    with pytest.raises(UnsupportedGraphError, match="between ONNX Runtime and the ONNX spec"):
+        pack(tmp_path, magnifying(tmp_path), {"digits/in/last/kernel": HALF})

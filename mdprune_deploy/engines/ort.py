@@ -15,7 +15,12 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from mdprune_deploy.engines.base import Array, check_inputs
-from mdprune_deploy.errors import BackendUnavailableError, BundleError, UsageError
+from mdprune_deploy.errors import (
+    BackendUnavailableError,
+    BundleError,
+    UnsupportedGraphError,
+    UsageError,
+)
 from mdprune_deploy.layout.nchwc import BlockedLayout, host_layout
 from mdprune_deploy.manifest import DomainModel, MappedVariant, OnnxFiles
 
@@ -75,7 +80,12 @@ class OnnxRuntimeEngine:
         """Runs the domain; see `Engine`."""
         check_inputs(self.domain, self.inputs, arrays)
         feeds = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
-        outputs: list[Array] = self._session.run([spec.name for spec in self.outputs], feeds)
+        try:
+            outputs: list[Array] = self._session.run([spec.name for spec in self.outputs], feeds)
+        except _REFUSALS as error:  # an operator that the runtime opens but cannot run
+            raise UnsupportedGraphError(
+                f"domain {self.domain!r}: ONNX Runtime cannot run the model: {error}"
+            ) from error
         return outputs[0] if len(outputs) == 1 else outputs
 
 

@@ -7,7 +7,7 @@ The result is the masked dense model that defines what is correct. A mask multip
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,12 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from ..checkpoint import Checkpoint
-from ..domain import Axis, Domain, Mask
+from ..domain import Domain, Mask
 from ..errors import CheckpointError, UnsupportedGraphError
-from ..evaluate import Array, attribute, constant_array
+from ..evaluate import Array, constant_array
+from ..precision import widen
+from ..weight_parts import evaluated_shape, weight_part
 from ..weights import Reader, module_of, readers, readers_of, with_ancestors
-from .precision import widen
 from .trace import add_initializer, fold_constants
 
 
@@ -56,22 +57,18 @@ def bind(checkpoint: Checkpoint, domain_name: str) -> ir.Model:
     found = readers(graph)
     for reader in found:
         _describe(reader, overridden)
-    masked = [
-        (key, mask, readers_of(checkpoint.sites[key], found))
-        for key, masks in domain.masks.items()
-        for mask in ([masks] if isinstance(masks, Mask) else masks)
+    factors = [
+        (reader, mask.site, _factor(reader, checkpoint.sites[key], mask))
+        for key, mask in _masks(domain)
+        for reader in _masked(key, checkpoint.sites[key], found)
     ]
     fold_constants(graph)
     _keep_unmasked(found)
-    for key, mask, targets in masked:
-        if not targets:
-            raise CheckpointError(f"mask on {key!r}: no layer of the graph reads it as its weight")
-        on = mask.on.cpu().numpy().astype(np.float64)
-        for reader in targets:
-            if mask.site == "output":
-                _mask_output(graph, reader, on)
-            else:
-                _mask_weight(graph, reader, mask.axis, on)
+    for reader, site, factor in factors:
+        if site == "output":
+            _mask_output(graph, reader, factor)
+        else:
+            _mask_weight(graph, reader, factor)
     common.RemoveUnusedNodesPass()(model)
     return model
 
@@ -108,24 +105,14 @@ def _to_float64(graph: ir.Graph) -> None:
     for value in [*graph.inputs, *graph.initializers.values()]:
         if value.dtype == ir.DataType.FLOAT:
             value.type = ir.TensorType(ir.DataType.DOUBLE)  # clones share their type objects
-    widen(graph)
     for node in graph:
-        for name, attr in list(node.attributes.items()):
+        for attr in node.attributes.values():
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 raise UnsupportedGraphError(
                     f"{node.op_type} (node {node.name!r}) holds a subgraph; control flow that "
                     "depends on data cannot be compiled"
                 )
-            if node.op_type == "Constant" and attr.type in (
-                ir.AttributeType.FLOAT,
-                ir.AttributeType.FLOATS,
-            ):
-                wide = ir.tensor(np.asarray(attr.value, dtype=np.float64))
-                del node.attributes[name]
-                node.attributes["value"] = ir.AttrTensor("value", wide)
-        if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
-            zero = ir.tensor(np.zeros(1, dtype=np.float64))
-            node.attributes["value"] = ir.AttrTensor("value", zero)
+    widen(graph)
 
 
 def _describe(reader: Reader, overridden: dict[str, str]) -> None:
@@ -145,50 +132,31 @@ def _keep_unmasked(found: Sequence[Reader]) -> None:
             reader.node.meta["unmasked"] = constant_array(operand).astype(np.float32)
 
 
-def _mask_weight(graph: ir.Graph, reader: Reader, axis: Axis, on: Array) -> None:
+def _masks(domain: Domain) -> Iterator[tuple[str, Mask]]:
+    for key, masks in domain.masks.items():
+        for mask in [masks] if isinstance(masks, Mask) else masks:
+            yield key, mask
+
+
+def _masked(key: str, site: str, found: list[Reader]) -> list[Reader]:
+    targets = readers_of(site, found)
+    if not targets:
+        raise CheckpointError(f"mask on {key!r}: no layer of the graph reads it as its weight")
+    return targets
+
+
+def _factor(reader: Reader, site: str, mask: Mask) -> Array:
+    """Returns what a mask multiplies a layer's weight, or its output channels, by."""
+    part = weight_part(reader, site, evaluated_shape)
+    on = mask.on.cpu().numpy().astype(np.float64)
+    return part.filter_factor(on) if mask.site == "output" else part.factor(mask.axis, on)
+
+
+def _mask_weight(graph: ir.Graph, reader: Reader, factor: Array) -> None:
     operand = reader.node.inputs[reader.index]
     assert operand is not None
-    weight = constant_array(operand)
-    factor = weight_mask(reader.node, reader.index, weight.shape, axis, on)
-    masked = add_initializer(graph, weight * factor, operand.name)
+    masked = add_initializer(graph, constant_array(operand) * factor, operand.name)
     reader.node.replace_input_with(reader.index, masked)
-
-
-def weight_mask(node: ir.Node, index: int, shape: Sequence[int], axis: str, on: Array) -> Array:
-    """Returns the factor that a mask puts on a product's weight.
-
-    Args:
-        node: Conv, ConvTranspose, Gemm or MatMul.
-        index: Which input of the node is the weight.
-        shape: The weight operand's shape.
-        axis: `"in"` or `"out"`.
-        on: One 0 or 1 per channel of the layer, shape `(channels,)`.
-
-    Returns:
-        An array that broadcasts against the weight.
-    """
-    out_axis, in_axis = weight_axes(node, index, len(shape))
-    target = in_axis if axis == "in" else out_axis
-    if len(on) == shape[target]:
-        return on.reshape([-1 if a == target else 1 for a in range(len(shape))])
-    # Grouped: the layer's channels, split by group, against the other axis of the weight.
-    groups = attribute(node, "group", 1)
-    other = out_axis if axis == "in" else in_axis
-    split = on.reshape(groups, shape[target])
-    rows = np.repeat(split, shape[other] // groups, axis=0)
-    full = rows if other < target else rows.T
-    return full.reshape(*full.shape, *([1] * (len(shape) - 2)))
-
-
-def weight_axes(node: ir.Node, index: int, rank: int) -> tuple[int, int]:
-    """Returns the output and the input axis of a product's weight operand."""
-    if node.op_type == "Conv":
-        return 0, 1
-    if node.op_type == "ConvTranspose":
-        return 1, 0
-    transposed = attribute(node, "transB" if index == 1 else "transA", 0)
-    first_is_out = bool(transposed) == (index == 1)
-    return (rank - 2, rank - 1) if first_is_out else (rank - 1, rank - 2)
 
 
 def _mask_output(graph: ir.Graph, reader: Reader, on: Array) -> None:

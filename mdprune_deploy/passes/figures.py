@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from ..report import Held, LayerFigures
 from .bind import WeightUse
-from .elements import Needed, along, compress, elements, indices_of, sizes
+from .elements import Needed, along, compress, elements, sizes
 from .facts import Facts
 from .operators import mixing, operator, product
 
@@ -84,7 +84,7 @@ def layer_figures(graph: ir.Graph, facts: Facts) -> tuple[LayerFigures, ...]:
         use = node.meta["weight"]
         first = use not in seen
         seen.add(use)
-        emitted = _emitted_pairs(node, entry, layer, facts)
+        emitted = _emitted_pairs(node, entry, facts)
         rows.append(
             LayerFigures(
                 name=use.name,
@@ -111,17 +111,10 @@ def _emitted_macs(
     return entry.macs(layer, node, facts, pairs) * positions[1] // positions[0]
 
 
-def _emitted_pairs(
-    node: ir.Node, entry: product.Product, layer: product.Layer, facts: Facts
-) -> int:
-    output = node.outputs[0]
-    if output not in facts.kept:
+def _emitted_pairs(node: ir.Node, entry: product.Product, facts: Facts) -> int:
+    if node.outputs[0] not in facts.kept:
         return 0
-    filters = indices_of(facts.kept[output], layer.out_axis, layer.filters)
-    read = facts.required[node, entry.data(node)].sets
-    channels = len(indices_of(read, layer.in_axis, layer.channels))
-    groups = len(np.unique(filters // (layer.filters // layer.groups)))
-    return len(filters) * channels // groups
+    return sum(run.pairs for run in entry.runs(node, facts))
 
 
 def _activation_products(graph: ir.Graph, facts: Facts) -> Iterator[LayerFigures]:
@@ -276,7 +269,7 @@ def _passed_on(node: ir.Node, read: Sequence[Needed | None], facts: Facts) -> li
 def _hold_own_filters(
     node: ir.Node, entry: product.Product, held: dict[ir.Value, dict[ir.Node, Needed]], facts: Facts
 ) -> None:
-    """Notes the filters that a grouped product makes so that its groups stay equally wide."""
+    """Notes the filters that a depthwise product makes so that its groups stay equally wide."""
     value = node.outputs[0]
     need = _live_need(value, facts)
     if need is None:

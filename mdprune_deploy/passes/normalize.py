@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from ..evaluate import attribute, constant_array
+from ..evaluate import Array, attribute, constant_array
 from .trace import Trace, add_initializer
 
 
@@ -99,16 +99,15 @@ def _is_plain(node: ir.Node) -> bool:
 
 def _split_gemm(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
     """Turns `Gemm` into `Transpose`, `MatMul` and `Add`."""
-    operands, nodes = [], []
+    operands, nodes, turned = [], [], ""
     for index, flag in enumerate(("transA", "transB")):
         value = node.inputs[index]
         assert value is not None
         if value.is_initializer():
-            factor = attribute(node, "alpha", 1.0)
-            array = constant_array(value) * factor
             value = add_initializer(
-                graph, array.T if attribute(node, flag, 0) else array, value.name
+                graph, _factor_of_gemm(node, flag, constant_array(value)), value.name
             )
+            turned = flag
         elif attribute(node, flag, 0):
             turn = ir.node("Transpose", [value], {"perm": [1, 0]}, name=f"{node.name}_{flag}")
             _record(turn, value, trace.shapes[str(value.name)][::-1], trace, turned=True)
@@ -117,6 +116,8 @@ def _split_gemm(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
         operands.append(value)
     product = ir.node("MatMul", operands, name=node.name)
     product.meta["weight"] = node.meta["weight"]
+    if "unmasked" in node.meta:
+        product.meta["unmasked"] = _factor_of_gemm(node, turned, node.meta["unmasked"])
     nodes.append(product)
     addend = node.inputs[2] if len(node.inputs) > 2 else None
     beta = attribute(node, "beta", 1.0)
@@ -132,6 +133,12 @@ def _split_gemm(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
             addend = scale.outputs[0]
         nodes.append(ir.node("Add", [product.outputs[0], addend], name=f"{node.name}_add"))
     _replace(graph, node, nodes)
+
+
+def _factor_of_gemm(node: ir.Node, flag: str, operand: Array) -> Array:
+    """Returns a constant operand of `Gemm` as the `MatMul` reads it."""
+    array = operand * attribute(node, "alpha", 1.0)
+    return np.asarray(array.T if attribute(node, flag, 0) else array)
 
 
 def _record(
@@ -160,6 +167,8 @@ def _flatten_weight(graph: ir.Graph, node: ir.Node, trace: Trace) -> None:
         ):
             flat = add_initializer(graph, array.reshape(array.shape[-2:]), value.name)
             node.replace_input_with(index, flat)
+            if "unmasked" in node.meta:
+                node.meta["unmasked"] = node.meta["unmasked"].reshape(array.shape[-2:])
 
 
 def _replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:

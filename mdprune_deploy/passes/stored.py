@@ -5,6 +5,8 @@ change single columns of it: a constant channel that carries others has a combin
 channel that is read again has zeros. A column is the stored one where it equals W[O, i] in float32
 for every filter that computes something; the others belong to the domain alone. A filter that
 computes nothing is a constant: its scale is zero, so its weights do not matter.
+
+Grouped products belong to the domain alone: removal splits and pads their groups.
 """
 
 from __future__ import annotations
@@ -34,9 +36,8 @@ class StoredWeight:
         live: Per emitted filter whether it computes something; bool.
         channels: The layer's channels that the emitted node reads, in emitted order.
         shared: Per emitted channel whether its column is that of `weight` for all live filters;
-            bool. None of a grouped product's is.
+            bool.
         used: Per emitted channel whether any live filter has a weight there that is not zero; bool.
-        groups: Groups of the layer before removal.
         order: All filters of `weight` in the order of all domains, which that of `filters` follows;
             None for the natural one.
     """
@@ -48,7 +49,6 @@ class StoredWeight:
     channels: Indices
     shared: Needed
     used: Needed
-    groups: int
     order: Indices | None
 
 
@@ -61,7 +61,6 @@ def record_stored(
     filters: Indices,
     live: Needed,
     channels: Indices,
-    groups: int,
     order: Indices | None,
 ) -> None:
     """Notes on an emitted node what its weight is a part of.
@@ -75,18 +74,11 @@ def record_stored(
         filters: Filters of `stored`.
         live: Per emitted filter whether it computes something.
         channels: The layer's channels.
-        groups: Groups of the layer before removal.
         order: All filters in the order of all domains.
     """
     weight = np.asarray(stored, dtype=np.float32)
-    if groups == 1:
-        columns = emitted[live].astype(np.float32)
-        others = (0, *range(2, columns.ndim))
-        shared = (columns == weight[np.ix_(filters[live], channels)]).all(axis=others)
-        used = (columns != 0).any(axis=others)
-    else:
-        shared = np.zeros(len(channels), dtype=np.bool_)
-        used = np.ones(len(channels), dtype=np.bool_)
-    node.meta["stored"] = StoredWeight(
-        use, weight, filters, live, channels, shared, used, groups, order
-    )
+    columns = emitted[live].astype(np.float32)
+    others = (0, *range(2, columns.ndim))
+    shared = (columns == weight[np.ix_(filters[live], channels)]).all(axis=others)
+    used = (columns != 0).any(axis=others)
+    node.meta["stored"] = StoredWeight(use, weight, filters, live, channels, shared, used, order)

@@ -12,7 +12,9 @@ from onnx import helper
 
 from mdprune_deploy import CheckpointError, Domain, Mask, UnsupportedGraphError
 from mdprune_deploy.evaluate import evaluate
-from mdprune_deploy.passes.bind import bind, weight_mask
+from mdprune_deploy.passes.bind import bind
+from mdprune_deploy.weight_parts import evaluated_shape, weight_part
+from mdprune_deploy.weights import Reader
 
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 6))
 
@@ -168,12 +170,15 @@ def test_subgraphs_are_refused_by_name() -> None:
         ("MatMul", {}, 0, (3, 2), "out", [1, 0, 1], [[1], [0], [1]]),
     ],
 )
-def test_weight_mask(
+def test_factor_of_a_mask(
     op: str, attributes: dict[str, int], index: int, shape: tuple[int, ...], axis: str,
     on: Sequence[int], expected: Sequence[Sequence[int]],
 ) -> None:  # fmt: skip
     node = ir.node(op, [ir.Value(name="a"), ir.Value(name="b")], attributes)
-    factor = weight_mask(node, index, shape, axis, np.asarray(on, dtype=np.float64))
+    weight = node.inputs[index]
+    weight.const_value = ir.tensor(np.ones(shape))
+    part = weight_part(Reader(node, weight, index, weight), weight.name, evaluated_shape)
+    factor = part.factor(axis, np.asarray(on, dtype=np.float64))
     flat = np.broadcast_to(factor, shape).reshape(shape[0], shape[1], -1)[:, :, 0]
     want = np.broadcast_to(np.asarray(expected, dtype=np.float64), shape[:2])
     np.testing.assert_array_equal(flat, want)

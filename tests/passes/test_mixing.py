@@ -124,3 +124,42 @@ def test_resize_between_transpositions(mode: str) -> None:
 
     removed, n = compile_with(middle, READ, 1)
     assert emitted_params(removed)[n.layers[1].weight] == 4 * 3
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_local_response_norm_of_other_ranks_runs(rank: int) -> None:
+    """ONNX Runtime has the operator for images only; it refused 1-D and 3-D at run time."""
+    n = Network(shape=(3, *[4] * rank))
+    y = n.conv(n.lrn(n.conv_bn_act("x", 8)), 4, 1)
+    n.outputs.append(n.linear(n.mean(y), 3))
+    removed = compile_exactly(n, Domain({n.layers[1].weight: READ}))
+    assert used_params(removed)[n.layers[1].weight] == 4 * 3
+    assert [held.operator for held in removed.held] == ["LRN"]
+
+
+def test_gram_matrix_of_constants_is_constant() -> None:
+    """A branch that masks cut is a constant, its Gram matrix and what reads it too."""
+    n = Network()
+    x = n.conv_bn_act("x", 8)
+    rows = n.reshape(n.act(n.conv(x, 8, 1), "Sigmoid"), [0, 8, 36])
+    gram = n.matmul(rows, n.transpose(rows, [0, 2, 1]))
+    y = n.mean(n.conv(n.reshape(gram, [0, 8, 8, 1]), 4, 1), keep=True)
+    n.head(n.add(y, n.conv(x, 4, 1)))
+    removed = compile_exactly(n, Domain({n.layers[1].weight: mask([0] * 8)}))
+    used = used_params(removed)
+    assert [used[layer.weight] for layer in n.layers] == [8 * 27, 0, 0, 4 * 8, 12]
+    product = next(layer for layer in removed.layers if layer.kind == "MatMul")
+    assert (product.macs_dense, product.macs_emitted) == (8 * 8 * 36, 0)
+
+
+def test_product_of_activations_with_zeros_on_one_side_is_zero_there() -> None:
+    """Row 0 of the matrix is zero in every channel that is contracted: no column is needed."""
+    n = Network()
+    x = n.conv_bn_act("x", 8)
+    left = n.reshape(n.conv(x, 8, 1), [0, 8, 36])
+    right = n.transpose(n.reshape(n.conv(x, 4, 1), [0, 4, 36]), [0, 2, 1])
+    n.head(n.conv(n.reshape(n.matmul(left, right), [0, 8, 4, 1]), 4, 1))
+    on = mask([1, 0, 0, 1, 1, 0, 0, 0], "out", "output")
+    removed = compile_exactly(n, Domain({n.layers[1].weight: on}))
+    used = used_params(removed)
+    assert [used[layer.weight] for layer in n.layers] == [8 * 27, 3 * 8, 32, 4 * 3, 12]

@@ -10,6 +10,8 @@ from graphs import Network, Run, mask, masks_of
 from onnx import helper
 
 from mdprune_deploy import Domain
+from mdprune_deploy.evaluate import constant_array
+from mdprune_deploy.passes.operators import groups
 from mdprune_deploy.passes.remove import Removed
 
 pytestmark = pytest.mark.usefixtures("narrowest")
@@ -163,22 +165,104 @@ def test_grouped_mask_indexes_the_channels_of_the_layer() -> None:
     assert removed.held == ()
 
 
-def test_unbalanced_groups_stay_as_wide_as_the_widest() -> None:
+def shapes(removed: Removed, op_type: str = "Conv") -> list[tuple[int, ...]]:
+    """The stored shapes of the emitted weights of one operator, in the graph's order."""
+    return [
+        constant_array(node.inputs[1]).shape  # type: ignore[arg-type]
+        for node in removed.model.graph if node.op_type == op_type
+    ]  # fmt: skip
+
+
+def test_unbalanced_input_channels_of_groups_are_removed() -> None:
+    """The first group keeps three of four channels, the second one: nothing is padded."""
     n = Network()
     n.head(n.conv(stem(n), 4, groups=2))
     removed = compile_with(n, (1, mask([1, 1, 1, 0, 0, 1, 0, 0])))
-    assert counts(removed)[:2] == [(4 * 27, 6 * 27), ((2 * 3 + 2 * 1) * 9, 4 * 3 * 9)]
-    assert [(h.operator, h.channels) for h in removed.held] == [("Conv", 2)]
+    assert counts(removed)[:2] == [(4 * 27,) * 2, ((2 * 3 + 2 * 1) * 9,) * 2]
+    assert shapes(removed) == [(4, 3, 3, 3), (2, 3, 3, 3), (2, 1, 3, 3)]
+    assert removed.held == ()
+    macs = next(x for x in removed.layers if x.name == n.layers[1].weight).macs_emitted
+    assert macs == (2 * 3 + 2 * 1) * 9 * 36
+
+
+def test_unbalanced_filters_of_groups_are_removed() -> None:
+    """Of the four groups the reader keeps 3, 1, 3 and 1 filters: two convolutions of two groups.
+
+    Their batch norm, which comes after both, is folded into each.
+    """
+    n = Network()
+    y = n.conv_bn_act(n.conv_bn_act("x", 8), 16, groups=4)
+    n.head(n.conv(y, 4, 1))
+    on = [1, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1, 1, 0, 0, 0, 1]
+    removed = compile_with(n, (2, mask(on)))
+    # All groups stay, so all eight filters of the stem do; each filter reads two of them.
+    assert counts(removed)[:3] == [(8 * 27,) * 2, (8 * 2 * 9,) * 2, (4 * 8,) * 2]
+    assert shapes(removed) == [(8, 3, 3, 3), (6, 2, 3, 3), (2, 2, 3, 3), (4, 8, 1, 1)]
+    assert removed.held == ()
+    assert all(node.op_type != "BatchNormalization" for node in removed.model.graph)
+
+
+def test_unbalanced_both_sides_and_a_group_of_constants() -> None:
+    """Group 0 keeps 2 channels and 2 filters, 1 keeps 1 and 1; group 2 reads nothing: constants."""
+    n = Network(shape=(3, 5, 5))
+    x = n.conv_bn_act("x", 12)
+    y = n.conv_bn_act(x, 12, "Sigmoid", groups=3)
+    n.head(n.conv(y, 4, 1))
+    removed = compile_with(
+        n,
+        (1, mask([1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])),
+        (2, mask([1, 0, 1, 0, 0, 1, 0, 0, 1, 1, 0, 0])),
+    )
+    assert counts(removed)[:3] == [(3 * 27,) * 2, ((2 * 2 + 1) * 9,) * 2, (4 * 3,) * 2]
+    assert removed.held == ()
+
+
+def test_unbalanced_groups_of_a_transposed_convolution_are_removed() -> None:
+    n = Network()
+    n.head(n.conv(n.conv_transpose(stem(n), 8, groups=2), 4, 1))
+    removed = compile_with(
+        n, (1, mask([1, 0, 0, 0, 1, 1, 1, 0])), (2, mask([1, 0, 0, 0, 1, 0, 0, 1]))
+    )
+    # The first group makes one filter of one channel, the second two of three.
+    assert counts(removed)[:3] == [(4 * 27,) * 2, ((1 * 1 + 2 * 3) * 9,) * 2, (4 * 3,) * 2]
+    assert shapes(removed, "ConvTranspose") == [(1, 1, 3, 3), (3, 2, 3, 3)]
+    assert removed.held == ()
+
+
+def test_padding_of_small_groups_keeps_no_other_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One convolution takes less time than two: widths 3 and 1 are padded, their neighbours not."""
+    monkeypatch.setattr(groups, "RUN", 10**9)
+    n = Network()
+    y = n.conv_bn_act(stem(n), 8, groups=2)
+    n.head(n.conv(y, 4, 1))
+    removed = compile_with(
+        n, (1, mask([1, 1, 1, 0, 0, 1, 0, 0])), (2, mask([1, 0, 0, 0, 1, 0, 1, 1]))
+    )
+    # Filters: 1 of group 0 and 3 of group 1, each group padded to 3 filters of 3 channels.
+    assert counts(removed)[:3] == [(4 * 27,) * 2, ((3 + 3) * 9, 2 * 9 * 9), (4 * 4,) * 2]
+    assert shapes(removed) == [(4, 3, 3, 3), (6, 3, 3, 3), (4, 4, 1, 1)]
+    assert removed.held == ()
+    assert all(node.op_type != "BatchNormalization" for node in removed.model.graph)
+
+
+def test_constants_of_unbalanced_groups_cross_a_border() -> None:
+    """One constant channel of each group that has any carries the others of its group."""
+    n = Network()
+    x = n.act(n.bn(n.conv("x", 8)), "Sigmoid")
+    n.head(n.conv(x, 4, groups=2))
+    removed = compile_with(n, (0, mask([1, 0, 0, 0, 1, 1, 1, 1], "out")))
+    # Group 0: one live channel and one constant of three; group 1: four live ones.
+    assert counts(removed)[:2] == [(5 * 27, 6 * 27), ((2 * 1 + 2 * 4) * 9, (2 * 2 + 2 * 4) * 9)]
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_product_after_a_norm_over_channels_selects_its_own(kernel: int) -> None:
     """Softmax keeps all channels; its grouped and plain readers still read only theirs."""
-    for groups in (1, 8):
+    for count in (1, 8):
         n = Network()
-        n.head(n.conv(n.softmax(stem(n)), 8, kernel, groups=groups))
+        n.head(n.conv(n.softmax(stem(n)), 8, kernel, groups=count))
         removed = compile_with(n, (1, mask([0, 1, 1, 1, 0, 0, 0, 0])))
-        used = 3 * kernel**2 * (8 if groups == 1 else 1)
+        used = 3 * kernel**2 * (8 if count == 1 else 1)
         assert counts(removed)[:2] == [(8 * 27,) * 2, (used, used)]
 
 
@@ -264,6 +348,14 @@ def test_matrix_products_in_unusual_forms(case: str) -> None:
     removed = compile_exactly(n, checkpoint.domains["d"], checkpoint=checkpoint)
     assert counts(removed) == [(3 * 27,) * 2, (5 * 3,) * 2]
     assert removed.held == ()
+    check_shared(removed)
+
+
+def check_shared(removed: Removed) -> None:
+    """The product takes its three columns from the weight that all domains share."""
+    *_, stored = (n.meta["stored"] for n in removed.model.graph if "stored" in n.meta)
+    assert stored.weight.shape == (5, 8) and stored.channels.tolist() == [0, 1, 2]
+    assert stored.shared.all() and stored.used.all()
 
 
 @pytest.mark.parametrize("stack", [1, 2])
@@ -283,6 +375,7 @@ def test_a_stack_of_weights(stack: int) -> None:
     if stack == 1:
         assert counts(removed) == [(3 * 27,) * 2, (5 * 3,) * 2]
         assert removed.held == ()
+        check_shared(removed)
         return
     assert emitted_params(removed)[n.layers[0].weight] == 8 * 27
     (held,) = removed.held

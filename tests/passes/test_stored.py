@@ -103,11 +103,13 @@ def test_own_parameters_are_another_version() -> None:
     assert stored.use.version != "" and (stored.weight == 1).all() and stored.shared.all()
 
 
-def test_columns_of_grouped_products_are_private() -> None:
+@pytest.mark.parametrize("on", [[1] * 8, [1, 1, 1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0, 0, 0]])
+def test_grouped_products_are_private(on: list[int]) -> None:
     n = Network()
     n.head(n.conv(n.conv("x", 8), 8, groups=4))
-    stored = stored_of(n, Domain())[1][0]
-    assert stored.groups == 4 and not stored.shared.any() and stored.used.all()
+    masked = Domain({n.layers[1].weight: mask(on)})
+    names = [stored.use.name for stored, _ in stored_of(n, masked)]
+    assert names == [n.layers[0].weight, n.layers[2].weight]
 
 
 def test_a_clone_keeps_the_note() -> None:

@@ -54,7 +54,7 @@ def _shift(low: Lowering, bias: Array | None) -> int | None:
 def _weight(low: Lowering, node: ir.Node, weight: Array, groups: int) -> dict[str, Any]:
     """Returns a canonical weight's operand: a part of a shared one if it is, else packed."""
     stored = node.meta.get("stored")
-    if not isinstance(stored, StoredWeight) or low.share is None or groups > 1 or stored.groups > 1:
+    if not isinstance(stored, StoredWeight) or low.share is None:
         return {"weights": ((low.draft.constant(packed(weight, groups), weight=True), None),)}
     part = low.draft.part(low.share(stored, weight))
     found: dict[str, Any] = {"weights": ((part, None),)}

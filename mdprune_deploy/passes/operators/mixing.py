@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...evaluate import Array, attribute, evaluate_node
-from ..elements import Known, Needed, any_along, any_over, compress, take
+from ..elements import Known, Needed, any_along, any_over, compress, sizes, take
 from ..facts import Facts, Requirement
 from .base import Operator, constant_operands, register
 
@@ -165,6 +165,17 @@ class LocalResponseNormalization(Mixing):
     def axes(self, node: ir.Node, facts: Facts) -> frozenset[int]:
         return frozenset({1})
 
+    def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
+        """Adds the operator, on two axes of space: ONNX Runtime 1.32 has it for no other number."""
+        facts, output = build.facts, node.outputs[0]
+        kept = sizes(facts.kept[output], facts.shape(output))
+        if len(kept) == 4 or facts.varying(output) - {0}:
+            return super().emit(node, build)
+        flat = build.constant(np.asarray([0, 0, -1, 1]), f"{node.name}_flat")
+        whole = build.constant(np.asarray([0, 0, *kept[2:]]), f"{node.name}_shape")
+        image = build.op("Reshape", [build.read(node, 0), flat], name=f"{node.name}_image")
+        return build.op("Reshape", [*build.copy(node, image), whole], name=f"{node.name}_places")
+
 
 @register("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
 class Normalized(Mixing):
@@ -291,6 +302,24 @@ class ActivationProduct(Operator):
 
     def applies(self, node: ir.Node) -> bool:
         return "weight" not in node.meta
+
+    def known(self, node: ir.Node, facts: Facts) -> list[Known]:
+        """A sum is constant where each of its products is: of two constants, or with a zero."""
+        (a, _), (b, _) = operands = self._operands(node, facts)
+        rank = len(facts.shape(node.outputs[0]))
+        idle = all(np.isnan(facts.known_of(value)).all() for value in (a, b))
+        if idle or min(len(facts.shape(a)), len(facts.shape(b))) < 2:
+            return [np.full((1,) * rank, np.nan)]
+        left, right = (
+            np.repeat(known, size, axis) if known.shape[axis] < size else known
+            for known, axis, size in (
+                (facts.known_of(value), axis, facts.size(value, axis)) for value, axis in operands
+            )
+        )
+        gone = np.isnan(left).astype(float) @ (right != 0.0) + (left != 0.0) @ np.isnan(right)
+        values = np.nan_to_num(left) @ np.nan_to_num(right)
+        found = np.where(gone > 0.0, np.nan, values)
+        return [compress(found.reshape((1,) * (rank - found.ndim) + found.shape))]
 
     def free(self, node: ir.Node, facts: Facts) -> list[frozenset[int]]:
         output = node.outputs[0]

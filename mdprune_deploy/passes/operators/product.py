@@ -13,7 +13,7 @@ reads nothing but constants makes a pattern that is known too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from ..elements import Known, Needed, Sets, along, closure, compress, elements, 
 from ..facts import Facts, Requirement
 from ..stored import record_stored
 from .base import Operator, constant_operands, register
+from .groups import Run, runs
 
 if TYPE_CHECKING:
     from ..emit_graph import Builder
@@ -76,6 +77,11 @@ class Layer:
         """Weight elements per channel pair."""
         return int(np.prod(self.weight.shape[2:], dtype=np.int64))
 
+    @property
+    def padded(self) -> bool:
+        """Whether groups that stay are kept equally wide, so that they stay one convolution."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
     @cached_property
     def pairs(self) -> Needed:
         """Whether the weight of a pair is not zero, shape `(filters, channels per group)`."""
@@ -91,6 +97,25 @@ class Layer:
         """Reduces pairs to channels by `any`, shape `(channels,)`."""
         per_group = per_pair.reshape(self.groups, self.filters // self.groups, -1)
         return per_group.any(axis=1).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Part:
+    """An emitted product: all of a layer, or some of its groups.
+
+    Attributes:
+        filters: Which of the kept filters it makes, in its order; -1 for padding.
+        channels: The layer's input channels that it reads.
+        weight: In canonical form.
+        bias: Shape `(filters,)`.
+        groups: Number of groups.
+    """
+
+    filters: Array
+    channels: Array
+    weight: Array
+    bias: Array
+    groups: int
 
 
 class Product(Operator):
@@ -219,13 +244,13 @@ class Product(Operator):
     def place(
         self, node: ir.Node, demanded: Sequence[Needed | None], facts: Facts
     ) -> list[Sets | None]:
-        """Keeps the demanded filters; groups that stay keep equally many."""
+        """Keeps the demanded filters; of a depthwise layer, as many in every group that stays."""
         need = demanded[0]
         assert need is not None
         layer = self.layer(node, facts)
         output = node.outputs[0]
         sets = list(closure(need, facts.shape(output), facts.free[output]))
-        if layer.groups > 1:
+        if layer.padded:
             kept = np.zeros(layer.filters, dtype=np.bool_)
             kept[indices_of(tuple(sets), layer.out_axis, layer.filters)] = True
             sets[layer.out_axis] = np.flatnonzero(_balance(kept.reshape(layer.groups, -1)))
@@ -297,12 +322,12 @@ class Product(Operator):
         return np.flatnonzero(read)
 
     def _exact_channels(self, node: ir.Node, facts: Facts) -> Needed:
-        """Returns the channels that must be read, as many in every group that stays."""
+        """Returns the channels that must be read; of a depthwise layer, one in every group."""
         layer = self.layer(node, facts)
         acting, constants = self._acting(node, facts)
         read = layer.by_channel(acting) & np.isnan(constants)
         read[list(self.representatives(node, facts).values())] = True
-        if layer.groups == 1:
+        if not layer.padded:
             read[0] |= not read.any()
             return read
         kept, _ = self._live_rows(node, facts)
@@ -317,12 +342,50 @@ class Product(Operator):
         """Adds channels, with zero weights, where a kernel is faster with them; `(channels,)`."""
         return read
 
-    def narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array, int]:
-        """Returns the emitted weight, bias and number of groups, in canonical form."""
+    def parts(self, node: ir.Node, facts: Facts) -> list[Part]:
+        """Returns the emitted products, in the order of their first groups."""
         layer = self.layer(node, facts)
-        kept, alive = self._live_rows(node, facts)
+        weight, bias = self._narrowed(node, facts)
+        kept, _ = self._live_rows(node, facts)
         requirement = facts.required[node, self.data(node)]
         channels = indices_of(requirement.sets, layer.in_axis, layer.channels)
+        if layer.groups == 1:
+            return [Part(np.arange(len(kept)), channels, weight[:, channels], bias, 1)]
+        made = kept // (layer.filters // layer.groups)
+        per_group = layer.channels // layer.groups
+        found = []
+        for run in self.runs(node, facts):
+            shape = (len(run.groups), run.count)
+            filters, biases = np.full(shape, -1), np.zeros(shape)
+            sources = np.full((len(run.groups), run.width), channels[0])
+            weights = np.zeros((*shape, run.width, *weight.shape[2:]))
+            for index, group in enumerate(run.groups):
+                rows = np.flatnonzero(made == group)
+                own = channels[channels // per_group == group]
+                filters[index, : len(rows)], biases[index, : len(rows)] = rows, bias[rows]
+                sources[index, : len(own)] = own
+                weights[index, : len(rows), : len(own)] = weight[rows][:, own % per_group]
+            stored = weights.reshape(-1, *weights.shape[2:])
+            parts = (filters.reshape(-1), sources.reshape(-1), stored, biases.reshape(-1))
+            found.append(Part(*parts, len(run.groups)))
+        return found
+
+    def runs(self, node: ir.Node, facts: Facts) -> list[Run]:
+        """Returns the groups of each emitted product."""
+        layer = self.layer(node, facts)
+        kept, _ = self._live_rows(node, facts)
+        sets = facts.required[node, self.data(node)].sets
+        channels = indices_of(sets, layer.in_axis, layer.channels)
+        read, made = (
+            np.bincount(indices * layer.groups // size, minlength=layer.groups)
+            for indices, size in ((channels, layer.channels), (kept, layer.filters))
+        )
+        return runs(read, made, self.macs(layer, node, facts, 1))
+
+    def _narrowed(self, node: ir.Node, facts: Facts) -> tuple[Array, Array]:
+        """Returns weight and bias of the kept filters, constant channels folded into them."""
+        layer = self.layer(node, facts)
+        kept, alive = self._live_rows(node, facts)
         constants = self.channel_constants(node, facts)
         per_filter = layer.by_filter(constants)
         expand = (slice(None), slice(None), *[None] * (layer.weight.ndim - 2))
@@ -340,21 +403,43 @@ class Product(Operator):
             bias = bias + folded.sum(axis=tuple(range(1, folded.ndim)))
         fixed = self._row_constants(node, facts)[kept]
         bias = np.where(alive, bias[kept], np.nan_to_num(fixed))
-        weight = weight[kept] * alive.reshape(-1, *[1] * (weight.ndim - 1))
-        if layer.groups == 1:
-            return weight[:, channels], bias, 1
-        staying = np.unique(kept // rows)
-        local = channels.reshape(len(staying), -1) % per_group
-        columns = np.repeat(local, len(kept) // len(staying), axis=0)
-        weight = np.take_along_axis(weight, columns[expand], axis=1)
-        return weight, bias, len(staying)
+        return weight[kept] * alive.reshape(-1, *[1] * (weight.ndim - 1)), bias
+
+    def emit_parts(
+        self, node: ir.Node, build: Builder, store: Callable[[Part], Array]
+    ) -> list[ir.Value]:
+        """Adds a convolution per part and puts their filters in order.
+
+        Args:
+            node: The convolution.
+            build: The graph under construction.
+            store: Returns a part's weight as the operator stores it.
+        """
+        facts, source = build.facts, node.inputs[0]
+        assert source is not None
+        parts = self.parts(node, facts)
+        sets = facts.required[node, 0].sets
+        made = []
+        for part in parts:
+            data = build.select(source, (sets[0], part.channels, *sets[2:]))
+            inputs = self.operands(node, data, store(part), part.bias, build)
+            made += self.emitted(node, inputs, part, build, group=part.groups)
+        joined = made[0]
+        if len(parts) > 1:
+            (joined,) = build.op("Concat", made, {"axis": 1}, name=f"{node.name}_parts")
+        filters = np.concatenate([part.filters for part in parts])
+        places = np.argsort(filters, kind="stable")[(filters < 0).sum() :]
+        if np.array_equal(places, np.arange(len(filters))):
+            return [joined]
+        order = build.constant(places, f"{node.name}_order")
+        return build.op("Gather", [joined, order], {"axis": 1}, name=f"{node.name}_ordered")
 
     def operands(
-        self, node: ir.Node, weight: Array, bias: Array, build: Builder
+        self, node: ir.Node, data: ir.Value | None, weight: Array, bias: Array, build: Builder
     ) -> list[ir.Value | None]:
         """Returns the inputs of the emitted node, with a bias where there is one."""
         name = node.meta["weight"].name
-        inputs: list[ir.Value | None] = [build.read(node, 0), build.constant(weight, name)]
+        inputs: list[ir.Value | None] = [data, build.constant(weight, name)]
         if bias.any() or len(node.inputs) > 2:
             inputs.append(build.constant(bias, f"{node.name}.bias"))
         return inputs
@@ -363,16 +448,18 @@ class Product(Operator):
         self,
         node: ir.Node,
         inputs: Sequence[ir.Value | None],
-        weight: Array,
+        part: Part,
         build: Builder,
         **changed: Any,
     ) -> list[ir.Value]:
-        """Adds the narrowed node, which notes what its weight is a part of.
+        """Adds a narrowed node, which notes what its weight is a part of.
+
+        One of a grouped layer notes nothing: its weight belongs to the domain.
 
         Args:
             node: The node in the masked dense graph.
             inputs: The emitted node's inputs.
-            weight: Its weight in canonical form.
+            part: What it makes of the layer.
             build: The graph under construction.
             changed: Attributes that differ.
         """
@@ -380,18 +467,16 @@ class Product(Operator):
         layer = self.layer(node, build.facts)
         operand = node.meta.get("unmasked")
         producer = outputs[0].producer()
-        if operand is not None and producer is not None:
+        if operand is not None and producer is not None and layer.groups == 1:
             kept, alive = self._live_rows(node, build.facts)
-            requirement = build.facts.required[node, self.data(node)]
             record_stored(
                 producer,
                 use=node.meta["weight"],
                 stored=self.canonical_weight(node, operand),
-                emitted=weight,
+                emitted=part.weight,
                 filters=kept,
                 live=alive,
-                channels=indices_of(requirement.sets, layer.in_axis, layer.channels),
-                groups=layer.groups,
+                channels=part.channels,
                 order=build.facts.orders.get(str(node.outputs[0].name)),
             )
         return outputs
@@ -399,7 +484,7 @@ class Product(Operator):
     def reason(self, node: ir.Node, facts: Facts) -> str:
         if self.representatives(node, facts):
             return "a constant channel makes a pattern at its zero-padded border"
-        if self.layer(node, facts).groups > 1:
+        if self.layer(node, facts).padded:
             return "its groups must stay equally wide"
         value = node.inputs[self.data(node)]
         if value is not None and not facts.is_live(value):
@@ -475,9 +560,7 @@ class Conv(Product):
         )
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, groups = self.narrowed(node, build.facts)
-        inputs = self.operands(node, weight, bias, build)
-        return self.emitted(node, inputs, weight, build, group=groups)
+        return self.emit_parts(node, build, lambda part: part.weight)
 
 
 @register("ConvTranspose")
@@ -509,11 +592,12 @@ class ConvTranspose(Product):
         return positions * pairs * layer.kernel // facts.trace.batch
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, groups = self.narrowed(node, build.facts)
-        split = weight.reshape(groups, -1, *weight.shape[1:])
-        stored = np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
-        inputs = self.operands(node, stored, bias, build)
-        return self.emitted(node, inputs, weight, build, group=groups)
+        return self.emit_parts(node, build, self._stored)
+
+    @staticmethod
+    def _stored(part: Part) -> Array:
+        split = part.weight.reshape(part.groups, -1, *part.weight.shape[1:])
+        return np.swapaxes(split, 1, 2).reshape(-1, split.shape[1], *part.weight.shape[2:])
 
 
 @register("Gemm")
@@ -545,9 +629,9 @@ class Gemm(Product):
         )
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, _ = self.narrowed(node, build.facts)
-        inputs = self.operands(node, weight, bias, build)
-        return self.emitted(node, inputs, weight, build, transB=1, alpha=1.0, beta=1.0)
+        (part,) = self.parts(node, build.facts)
+        inputs = self.operands(node, build.read(node, 0), part.weight, part.bias, build)
+        return self.emitted(node, inputs, part, build, transB=1, alpha=1.0, beta=1.0)
 
 
 @register("MatMul")
@@ -583,15 +667,15 @@ class MatMul(Product):
         )
 
     def emit(self, node: ir.Node, build: Builder) -> list[ir.Value]:
-        weight, bias, _ = self.narrowed(node, build.facts)
-        use = node.meta["weight"]
+        (part,) = self.parts(node, build.facts)
+        weight, bias, use = part.weight, part.bias, node.meta["weight"]
         source = build.read(node, self.data(node))
         if self.data(node) == 0:
             operands = [source, build.constant(weight.T, use.name)]
         else:
             operands = [build.constant(weight, use.name), source]
             bias = bias[:, None]
-        outputs = self.emitted(node, operands, weight, build)
+        outputs = self.emitted(node, operands, part, build)
         if not bias.any():
             return outputs
         shift = build.constant(bias, f"{node.name}.bias")

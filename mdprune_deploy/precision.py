@@ -5,12 +5,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..evaluate import constant_array
+from .evaluate import constant_array
 
 
 def widen(graph: ir.Graph) -> None:
-    """Turns float32 initialisers, tensor attributes and casts into float64 ones, in place."""
+    """Turns float32 initialisers, constants, tensor attributes and casts into float64, in place."""
+    for node in graph:
+        _make_default_explicit(node)
     _change(graph, np.dtype(np.float32), np.dtype(np.float64))
+
+
+def widened(graph: ir.Graph) -> ir.Graph:
+    """Returns a copy in float64."""
+    clone = graph.clone()
+    widen(clone)
+    return clone
 
 
 def narrow(graph: ir.Graph) -> None:
@@ -32,3 +41,16 @@ def _change(graph: ir.Graph, old: np.dtype[np.generic], new: np.dtype[np.generic
                     node.attributes[name] = ir.AttrTensor(name, ir.tensor(array.astype(new)))
             elif name == "to" and attr.value == before:
                 node.attributes[name] = ir.AttrInt64(name, after)
+
+
+def _make_default_explicit(node: ir.Node) -> None:
+    """Writes out, as a tensor attribute, what an operator makes in float32 without naming it."""
+    if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+        zero = ir.tensor(np.zeros(1, dtype=np.float32))
+        node.attributes["value"] = ir.AttrTensor("value", zero)
+    if node.op_type == "Constant":
+        for name in ("value_float", "value_floats"):
+            attr = node.attributes.pop(name, None)
+            if attr is not None:
+                tensor = ir.tensor(np.asarray(attr.value, dtype=np.float32))
+                node.attributes["value"] = ir.AttrTensor("value", tensor)
