@@ -55,6 +55,7 @@ bench: setup $(BENCH)/r50-regular
 	$(PYTHON) -m benchmarks.memory $(BENCH)/r50-regular
 	$(PYTHON) -m benchmarks.torch_pruning
 	$(PYTHON) -m benchmarks.budget_tradeoff
+	$(PYTHON) -m benchmarks.layout
 	$(PYTHON) -m benchmarks.compile_cost
 
 $(BENCH)/r50-regular: | setup

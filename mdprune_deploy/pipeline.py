@@ -252,6 +252,7 @@ class _Run:
         for name, files in native.finish(self._memory_limit).items():
             self.models[name] = dataclasses.replace(self.models[name], native=files)
         self._layout = native.layout
+        native.write_record(self._orders, self._used)
         try:
             for name, report in reports.items():
                 self._begin(name, "check the plan")

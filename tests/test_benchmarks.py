@@ -12,6 +12,7 @@ from benchmarks import (
     exactness,
     harness,
     latency,
+    layout,
     torch_pruning,
 )
 from benchmarks.environment import environment
@@ -188,6 +189,7 @@ SCRIPTS = {
     budget_tradeoff: (["--network", "wrn-tiny"], 6, "importance kept"),
     exactness: (["--networks", "wrn-tiny", "--styles", "learned", "--domains", "2"], 2, "mapped"),
     latency: (["--networks", "wrn-tiny", "--domains", "2", "--rounds", "2"], 8, "over dense"),
+    layout: (["--networks", "wrn-tiny", "--counts", "2"], 2, "grouped"),
     compile_cost: (["--network", "wrn-tiny", "--counts", "1"], 1, "peak MiB"),
     torch_pruning: (["--networks", "wrn-tiny", "--domains", "1", "--rounds", "2"], 4, "exact"),
 }

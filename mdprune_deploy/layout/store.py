@@ -141,6 +141,11 @@ class StoreWriter:
         return self._file.read(ref.length)
 
     @property
+    def digests(self) -> Mapping[TensorRef, bytes]:
+        """The digest of every stored tensor."""
+        return {ref: key[1] for key, refs in self._candidates.items() for ref in refs}
+
+    @property
     def owners(self) -> Mapping[TensorRef, tuple[str, ...]]:
         """Per stored tensor the domains that name it, both in the order of the calls."""
         return {ref: tuple(owners) for ref, owners in self._owners.items()}

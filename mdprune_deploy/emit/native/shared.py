@@ -5,26 +5,36 @@ of a stored weight, and columns of the domain's own where exactness changed them
 are known, the parts of one stored weight are laid out together: slabs that hold the union of what
 is used, and per product the slabs, bit sets and channel order that make its part, or a copy of its
 own, packed as it is read. `layout.choose` says which.
+
+A domain that is added to a bundle finds slabs there. It takes those whose channels it all reads and
+whose filters hold its own (of products with one tap, runs of their channels), and has one slab of
+its own for what they lack.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...errors import BundleError, CheckpointError
 from ...evaluate import Array
-from ...layout.choose import Choice, Reader, SharedWeight, choose
-from ...layout.store import StoreWriter
-from ...layout.union import Selection, Slab
-from ...passes.elements import Indices
+from ...layout.choose import ALIGNMENT, Choice, Reader, SharedWeight, choose
+from ...layout.union import FLOAT, LINE, Selection, Slab, Union
+from ...passes.bind import WeightUse
+from ...passes.elements import Indices, Needed
 from ...passes.stored import StoredWeight
 from ...report import WeightLayout
+from .files import WeightFiles
 from .product import packed
+from .record import Location, Record, StoredEntry, StoredReader, StoredSlab
 
 Key = tuple[str, str, bytes, bytes]
+Piece = tuple[Location, tuple[int, ...], Array | None]
+"""Where a slab lies, its shape, and which filters are used (None for all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +66,12 @@ class Placed:
 
     Attributes:
         form: 0 for slabs, 1 for packed.
-        weights: Per slab its offset and shape in the weight file, and which filters are used (None
-            for all).
+        weights: The slabs, or the one packed copy.
         order: The reduction channels as positions among the channels that the product selects.
     """
 
     form: int
-    weights: tuple[tuple[int, tuple[int, ...], Array | None], ...]
+    weights: tuple[Piece, ...]
     order: Indices
 
 
@@ -71,16 +80,15 @@ class SharedWeights:
     """All parts of all domains.
 
     Attributes:
-        store: The weight file.
-        choices: Name, dense bytes and choice of every weight that was placed.
-        slabs: The slabs of every weight with their offsets.
-        readers: The domains of every reader of a weight, by its name.
+        files: The weight files.
+        record: What a bundle holds that is added to; None for a new bundle.
+        entries: What is stored of every weight, once it is placed; of a bundle that is added to all
+            that it holds.
     """
 
-    store: StoreWriter
-    choices: list[tuple[str, int, Choice]] = field(default_factory=list)
-    slabs: dict[Key, list[tuple[Slab, int]]] = field(default_factory=dict)
-    readers: dict[str, list[str]] = field(default_factory=dict)
+    files: WeightFiles
+    record: Record | None = None
+    entries: list[StoredEntry] = field(default_factory=list)
     _weights: dict[Key, Array] = field(default_factory=dict)
     _parts: dict[Key, dict[Reader, Part]] = field(default_factory=dict)
     _readers: int = 0
@@ -125,52 +133,65 @@ class SharedWeights:
 
         Raises:
             BudgetError: The limit is below what the union takes.
+            CheckpointError: The domain that is added has another backbone.
+            BundleError: The bundle that is added to is damaged.
         """
-        room = None if limit is None else max(0, limit - self.store.size)
-        choices = choose({key: self._readers_of(key) for key in self._parts}, room)
+        there = {key: entry for key in self._parts if (entry := self._there(key)) is not None}
+        if self.record is not None and not any(entry.use.version == "" for entry in there.values()):
+            raise CheckpointError("the domain shares no weight with those of the bundle")
+        room = None if limit is None else max(0, limit - self.files.store.size)
+        new = [key for key in self._parts if key not in there]
+        choices = choose({key: self._shared_weight(key) for key in new}, room)
+        self.entries = [] if self.record is None else list(self.record.weights)
         found: dict[int, Placed] = {}
-        for key, choice in choices.items():
-            weight, parts = self._weights.pop(key), self._parts[key]
-            for reader in sorted(choice.private):
-                found[reader[1]] = self._packed(reader[0], weight, parts[reader])
-            if choice.layout is not None:
-                found.update(self._slabs(key, weight, choice))
-            self.choices.append((key[0], weight.nbytes, choice))
-            self.readers.setdefault(key[0], []).extend(domain for domain, _ in parts)
+        for key in self._parts:
+            if key in there:
+                found.update(self._extend(key, there[key]))
+            else:
+                found.update(self._store(key, choices[key]))
+            del self._weights[key]
         return found
 
-    def layout(self) -> tuple[WeightLayout, ...]:
-        """Returns what was chosen, by name; versions of a weight are added up."""
-        found: dict[str, WeightLayout] = {}
-        for name, dense, choice in self.choices:
-            private = {domain for domain, _ in choice.private}
-            before = found.get(name)
-            if before is None:
-                before = WeightLayout(name, 0, 0, 0, 0, (), (), choice.reason)
-            reasons = dict.fromkeys([*before.reason.split("; "), choice.reason])
-            found[name] = WeightLayout(
-                name=name,
-                bytes_dense=before.bytes_dense + dense,
-                bytes_union=before.bytes_union + choice.union,
-                bytes_copies=before.bytes_copies + choice.copies,
-                bytes_stored=before.bytes_stored + choice.stored,
-                readers=tuple(dict.fromkeys(self.readers[name])),
-                private=tuple(sorted(private.union(before.private))),
-                reason="; ".join(reasons),
-            )
-        return tuple(found.values())
-
-    def _readers_of(self, key: Key) -> SharedWeight:
+    def _shared_weight(self, key: Key) -> SharedWeight:
         weight, parts = self._weights[key], self._parts[key]
-        order = next(iter(parts.values())).order
         return SharedWeight(
-            taps=int(np.prod(weight.shape[2:], dtype=np.int64)),
-            order=np.arange(len(weight)) if order is None else order,
+            taps=_taps(weight.shape),
+            order=self._order(key),
             selections={
                 reader: Selection(part.filters, part.channels) for reader, part in parts.items()
             },
             own={reader: len(part.own_positions) for reader, part in parts.items()},
         )
+
+    def _order(self, key: Key) -> Indices:
+        order = next(iter(self._parts[key].values())).order
+        return np.arange(len(self._weights[key])) if order is None else order
+
+    def _store(self, key: Key, choice: Choice) -> dict[int, Placed]:
+        """Stores a weight as it was chosen."""
+        weight, parts = self._weights[key], self._parts[key]
+        found = {
+            reader[1]: self._packed(reader[0], weight, parts[reader])
+            for reader in sorted(choice.private)
+        }
+        slabs: list[StoredSlab] = []
+        if choice.layout is not None:
+            found.update(self._slabs(key, choice.layout, slabs))
+        self.entries.append(
+            StoredEntry(
+                use=WeightUse(key[0], key[1]),
+                digest=key[2].hex(),
+                shape=weight.shape,
+                order=self._order(key),
+                slabs=tuple(slabs),
+                readers=tuple(
+                    _stored_reader(reader[0], part, reader in choice.private)
+                    for reader, part in parts.items()
+                ),
+                reason=choice.reason,
+            )
+        )
+        return found
 
     def _packed(self, domain: str, weight: Array, part: Part) -> Placed:
         columns = weight[np.ix_(part.filters, part.channels)]
@@ -179,30 +200,163 @@ class SharedWeights:
         order = np.concatenate([part.positions, part.own_positions])
         rising = np.argsort(order)
         array = packed(columns[:, rising], 1)
-        offset = self.store.add(array, domain).offset
-        return Placed(1, ((offset, array.shape, None),), order[rising])
+        return Placed(1, ((self.files.add(array, domain), array.shape, None),), order[rising])
 
-    def _slabs(self, key: Key, weight: Array, choice: Choice) -> dict[int, Placed]:
-        layout = choice.layout
-        assert layout is not None
-        slabs = [slab.take(weight) for slab in layout.slabs]
-        offsets: dict[int, int] = {}
+    def _slabs(
+        self, key: Key, layout: Union[Reader], stored: list[StoredSlab]
+    ) -> dict[int, Placed]:
+        weight = self._weights[key]
+        arrays = [slab.take(weight) for slab in layout.slabs]
+        places: dict[int, Location] = {}
         found: dict[int, Placed] = {}
         for (domain, number), readings in layout.readers.items():
             part = self._parts[key][domain, number]
-            weights = []
+            weights: list[Piece] = []
             for reading in readings.readings:
-                array = slabs[reading.slab]
-                offset = offsets[reading.slab] = self.store.add(array, domain).offset
-                weights.append((offset, array.shape, reading.bits))
+                array = arrays[reading.slab]
+                place = places[reading.slab] = self.files.add(array, domain)
+                weights.append((place, array.shape, reading.bits))
             assert np.array_equal(readings.filters, part.filters) or not weights
-            place = np.empty(weight.shape[1], dtype=np.int64)
-            place[part.channels] = part.positions
-            order = place[readings.channels]
-            if part.own is not None:
-                own = part.own.reshape(*part.own.shape[:2], -1).transpose(2, 1, 0)
-                weights.append((self.store.add(own, domain).offset, own.shape, None))
-                order = np.concatenate([order, part.own_positions])
-            found[number] = Placed(0, tuple(weights), order)
-        self.slabs[key] = [(layout.slabs[number], offset) for number, offset in offsets.items()]
+            found[number] = self._with_own(domain, part, weights, readings.channels)
+        stored.extend(
+            StoredSlab(places[number], slab.channels, slab.filters)
+            for number, slab in enumerate(layout.slabs)
+        )
         return found
+
+    def _with_own(self, domain: str, part: Part, weights: list[Piece], channels: Indices) -> Placed:
+        """Adds a slab of the columns that are the domain's own."""
+        place = np.empty(1 + int(part.channels.max(initial=-1)), dtype=np.int64)
+        place[part.channels] = part.positions
+        order = place[channels]
+        if part.own is not None:
+            own = part.own.reshape(*part.own.shape[:2], -1).transpose(2, 1, 0)
+            weights = [*weights, (self.files.add(own, domain), own.shape, None)]
+            order = np.concatenate([order, part.own_positions])
+        return Placed(0, tuple(weights), order)
+
+    # Adding to a bundle
+
+    def _there(self, key: Key) -> StoredEntry | None:
+        """Returns what a bundle that is added to holds of a weight."""
+        name, version, digest, _ = key
+        same = [
+            entry
+            for entry in (() if self.record is None else self.record.weights)
+            if entry.use == WeightUse(name, version)
+        ]
+        for entry in same:
+            if entry.digest == digest.hex():
+                return entry
+        if same and not version:
+            raise CheckpointError(
+                f"weight {name!r} is not the one that the bundle's domains share: the checkpoint "
+                "has another backbone"
+            )
+        return None
+
+    def _extend(self, key: Key, entry: StoredEntry) -> dict[int, Placed]:
+        """Takes what is there of a weight, and stores what it lacks."""
+        weight = self._weights[key]
+        found: dict[int, Placed] = {}
+        slabs, readers = list(entry.slabs), list(entry.readers)
+        for (domain, number), part in self._parts[key].items():
+            missing = np.zeros(weight.shape[1], dtype=np.bool_)
+            missing[part.channels] = True
+            weights: list[Piece] = []
+            channels: list[Indices] = []
+            for slab in slabs:
+                for rows, piece in self._usable(slab, weight, part, missing):
+                    weights.append(piece)
+                    channels.append(rows)
+                    missing[rows] = False
+            private = not weights
+            if private:
+                found[number] = self._packed(domain, weight, part)
+            else:
+                if missing.any():
+                    rest = Slab(np.flatnonzero(missing), part.filters)
+                    array = rest.take(weight)
+                    place = self.files.add(array, domain)
+                    weights.append((place, array.shape, None))
+                    channels.append(rest.channels)
+                    slabs.append(StoredSlab(place, rest.channels, rest.filters))
+                found[number] = self._with_own(domain, part, weights, np.concatenate(channels))
+            readers.append(_stored_reader(domain, part, private))
+        self.entries[self.entries.index(entry)] = dataclasses.replace(
+            entry, slabs=tuple(slabs), readers=tuple(readers)
+        )
+        return found
+
+    def _usable(
+        self, slab: StoredSlab, weight: Array, part: Part, missing: Needed
+    ) -> list[tuple[Indices, Piece]]:
+        """Returns the runs of a stored slab's rows that a part can take, and their channels."""
+        bits = np.isin(slab.filters, part.filters)
+        wanted = missing[slab.channels]
+        if not np.array_equal(slab.filters[bits], part.filters) or not wanted.any():
+            return []
+        width, taps = len(slab.filters), _taps(weight.shape)
+        if wanted.all():
+            runs = [(0, len(wanted))]
+        elif taps == 1 and width % LINE == 0:  # rows are aligned
+            edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]])))
+            runs = [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+        else:
+            return []
+        stored = Slab(slab.channels, slab.filters).take(weight)
+        if self.files.read(slab.place, stored.nbytes) != stored.astype("<f4").tobytes():
+            raise BundleError(f"{slab.place.file}: a stored weight is not what the record says")
+        used = None if bits.all() else bits
+        return [
+            (
+                slab.channels[a:b],
+                (
+                    Location(slab.place.file, slab.place.offset + FLOAT * a * width),
+                    (taps, b - a, width),
+                    used,
+                ),
+            )
+            for a, b in runs
+        ]
+
+
+def _stored_reader(domain: str, part: Part, private: bool) -> StoredReader:
+    own = len(part.own_positions)
+    return StoredReader(domain, private, part.filters, np.sort(part.channels), own)
+
+
+def _taps(shape: Sequence[int]) -> int:
+    return int(np.prod(shape[2:], dtype=np.int64))
+
+
+def weight_layouts(entries: Sequence[StoredEntry]) -> tuple[WeightLayout, ...]:
+    """Returns how weights are stored, by name; versions of a weight are added up."""
+    found: dict[str, WeightLayout] = {}
+    for entry in entries:
+        if not entry.readers:
+            continue
+        readers = {(reader.domain, i): reader for i, reader in enumerate(entry.readers)}
+        shared = SharedWeight(
+            taps=_taps(entry.shape),
+            order=entry.order,
+            selections={key: Selection(r.filters, r.channels) for key, r in readers.items()},
+            own={key: r.own for key, r in readers.items()},
+        )
+        private = [key for key, reader in readers.items() if reader.private]
+        sizes = [len(slab.channels) * len(slab.filters) for slab in entry.slabs]
+        sizes += [r.own * len(r.filters) for r in entry.readers if not r.private]
+        slabs = sum(-(-FLOAT * shared.taps * size // ALIGNMENT) * ALIGNMENT for size in sizes)
+        name = entry.use.name
+        before = found.get(name, WeightLayout(name, 0, 0, 0, 0, (), (), entry.reason))
+        found[name] = WeightLayout(
+            name=name,
+            bytes_dense=before.bytes_dense + FLOAT * int(np.prod(entry.shape)),
+            bytes_union=before.bytes_union + shared.least_bytes,
+            bytes_copies=before.bytes_copies + shared.copies_bytes(list(readers)),
+            bytes_stored=before.bytes_stored + slabs + shared.copies_bytes(private),
+            readers=tuple(dict.fromkeys([*before.readers, *(r.domain for r in entry.readers)])),
+            private=tuple(sorted({*before.private, *(domain for domain, _ in private)})),
+            reason="; ".join(dict.fromkeys([*before.reason.split("; "), entry.reason])),
+        )
+    return tuple(found.values())

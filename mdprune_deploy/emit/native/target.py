@@ -3,6 +3,9 @@
     native/index.bin      the domains and their plans
     native/STEM.plan      one domain
     native/weights.bin    weights, every distinct tensor once
+    native/union.json     what is stored where, for adding and dropping domains
+
+A bundle that is added to gets one more weight file, `native/weights-N.bin`.
 
 Weights and other large constants lie in the weight file, the rest in the plan itself.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +25,12 @@ import onnx_ir as ir
 
 from ...errors import UnsupportedGraphError
 from ...evaluate import Array
-from ...layout.store import StoreWriter
 from ...manifest import NativeFiles
+from ...passes.elements import Indices
 from ...report import LayerFigures, WeightLayout
 from .arena import place_activations
 from .draft import Draft, DraftTensor
+from .files import WeightFiles
 from .lower import lower
 from .operators import Convolution
 from .plan import (
@@ -35,11 +40,11 @@ from .plan import (
     Port,
     Tensor,
     Type,
-    WeightFile,
     index_bytes,
     plan_bytes,
 )
-from .shared import Placed, SharedWeights
+from .record import Location, Record, UsedSets, write_record
+from .shared import Placed, SharedWeights, weight_layouts
 
 FOLDER = "native"
 WEIGHTS = "weights.bin"
@@ -56,17 +61,23 @@ class NativeTarget:
     Args:
         root: The bundle's directory; `native/` is made in it.
         stems: A file name without suffix per domain.
+        record: What a bundle holds that is added to: its weight files lie in `native/` already.
 
     Attributes:
-        store: The weight file, for its figures.
+        store: The weight file that is written, for its figures.
     """
 
-    def __init__(self, root: Path, stems: Mapping[str, str]) -> None:
+    def __init__(self, root: Path, stems: Mapping[str, str], record: Record | None = None) -> None:
         self._folder = root / FOLDER
         self._stems = dict(stems)
-        self._folder.mkdir()
-        self.store = StoreWriter(self._folder / WEIGHTS, page=ALIGNMENT)
-        self._shared = SharedWeights(self.store)
+        self._folder.mkdir(exist_ok=record is not None)
+        self._files = WeightFiles(
+            self._folder,
+            WEIGHTS if record is None else free_name(self._folder, "weights-{}.bin"),
+            () if record is None else record.tensors,
+        )
+        self.store = self._files.store
+        self._shared = SharedWeights(self._files, record)
         self._pending: dict[str, _Pending] = {}
 
     def __enter__(self) -> NativeTarget:
@@ -117,15 +128,15 @@ class NativeTarget:
         draft = lower(model.graph, feeds, functools.partial(self._shared.add, domain))
         if dynamic_batch:
             _check_batch(draft)
-        offsets: dict[int, int] = {}
+        places: dict[int, Location] = {}
         for number, tensor in enumerate(draft.tensors):
             if tensor.array is not None and _is_large(tensor):
-                offsets[number] = self.store.add(tensor.array.astype("<f4"), domain).offset
+                places[number] = self._files.add(tensor.array.astype("<f4"), domain)
                 place = Place.WEIGHTS  # the bytes are in the file
                 draft.tensors[number] = dataclasses.replace(tensor, place=place, array=None)
         self._pending[domain] = _Pending(
             draft,
-            offsets,
+            places,
             dynamic_batch,
             tuple(labels or ()),
             sum(layer.params_emitted for layer in layers),
@@ -135,7 +146,7 @@ class NativeTarget:
     @property
     def layout(self) -> tuple[WeightLayout, ...]:
         """How the weights are stored; known once the files are written."""
-        return self._shared.layout()
+        return weight_layouts(self._shared.entries)
 
     def finish(self, memory_limit: int | None = None) -> dict[str, NativeFiles]:
         """Writes plans and index; returns the manifest's entries by domain.
@@ -152,7 +163,7 @@ class NativeTarget:
         index = []
         for domain, pending in self._pending.items():
             pending.take_parts(placed)
-            plan = pending.plan(WeightFile(WEIGHTS, self.store.size))
+            plan = pending.plan(self._files)
             path = self._folder / f"{self._stems[domain]}.plan"
             content = plan_bytes(plan)
             path.write_bytes(content)
@@ -161,8 +172,32 @@ class NativeTarget:
             found[domain] = NativeFiles(
                 f"{FOLDER}/{path.name}", weights, plan.arena, pending.params, pending.macs
             )
-        (self._folder / INDEX).write_bytes(index_bytes(index))
+        self._write_index(index)
+        if not self.store.size:
+            (self._folder / self._files.name).unlink()  # all is there already
         return found
+
+    def write_record(self, orders: Mapping[str, Indices], used: UsedSets) -> None:
+        """Writes what is stored where, once the files are written.
+
+        Args:
+            orders: The order of channels of all domains.
+            used: The used sets of all domains, of the bundle that is added to included.
+        """
+        tensors = self._files.tensors()
+        write_record(Record(orders, tuple(self._shared.entries), tensors, used), self._folder)
+
+    def _write_index(self, index: list[tuple[str, str, int]]) -> None:
+        (self._folder / INDEX).write_bytes(index_bytes(index))
+
+
+def free_name(folder: Path, pattern: str) -> str:
+    """Returns the first name of a pattern with a number that no file of a folder has."""
+    return next(
+        name
+        for number in itertools.count(1)
+        if not (folder / (name := pattern.format(number))).exists()
+    )
 
 
 @dataclasses.dataclass(eq=False)
@@ -171,7 +206,7 @@ class _Pending:
 
     Attributes:
         draft: Its operators.
-        offsets: Byte offset in the weight file by tensor.
+        places: Where tensors of the weight files lie.
         dynamic_batch: Whether the batch is free.
         labels: Class names.
         params: Weight elements that it reads.
@@ -179,7 +214,7 @@ class _Pending:
     """
 
     draft: Draft
-    offsets: dict[int, int]
+    places: dict[int, Location]
     dynamic_batch: bool
     labels: tuple[str, ...]
     params: int
@@ -200,9 +235,9 @@ class _Pending:
             indices = place.order if chosen is None else chosen[place.order]
             whole = np.array_equal(indices, np.arange(channels))
             weights = []
-            for offset, shape, bits in place.weights:
+            for location, shape, bits in place.weights:
                 weight = draft.weight_tensor(shape)
-                self.offsets[weight] = offset
+                self.places[weight] = location
                 weights.append((weight, None if bits is None else draft.index(_bit_set(bits))))
             draft.operators[at] = dataclasses.replace(
                 operator,
@@ -211,7 +246,7 @@ class _Pending:
                 weights=tuple(weights),
             )
 
-    def plan(self, file: WeightFile) -> Plan:
+    def plan(self, files: WeightFiles) -> Plan:
         """Returns the finished plan."""
         draft = self.draft
         arena = place_activations(draft)
@@ -220,15 +255,18 @@ class _Pending:
             | {t for _, t in (*draft.inputs, *draft.outputs)}
         )
         number = {tensor: position for position, tensor in enumerate(used)}
+        names = sorted({self.places[t].file for t in used if t in self.places})
         data = bytearray()
         tensors = []
         for tensor in used:
             own = draft.tensors[tensor]
+            file = 0
             match own.place:
                 case Place.ARENA:
                     offset = arena.offsets[own.storage]
                 case Place.WEIGHTS:
-                    offset = self.offsets[tensor]
+                    offset = self.places[tensor].offset
+                    file = names.index(self.places[tensor].file)
                 case Place.DATA:
                     data.extend(bytes(-len(data) % ALIGNMENT))
                     offset = len(data)
@@ -236,11 +274,11 @@ class _Pending:
                     data.extend(np.ascontiguousarray(own.array, own.type.dtype).tobytes())
                 case _:
                     offset = own.storage
-            tensors.append(Tensor(own.place, own.type, own.shape, offset))
+            tensors.append(Tensor(own.place, own.type, own.shape, offset, file))
         return Plan(
             dynamic_batch=self.dynamic_batch,
             arena=arena.size,
-            files=(file,) if file.size else (),
+            files=tuple(files.size(name) for name in names),
             tensors=tuple(tensors),
             inputs=tuple(Port(name, number[tensor]) for name, tensor in draft.inputs),
             outputs=tuple(Port(name, number[tensor]) for name, tensor in draft.outputs),
