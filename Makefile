@@ -3,7 +3,7 @@
 # make test   all tests
 # make lint   format, lint and types
 # make bench  the figures of the README (long); needs an idle machine
-# make random-graphs  the property test on 2,000 random networks (minutes)
+# make random-graphs  the property tests on 3,000 random networks (minutes)
 # make nightly        all of the above
 PYTHON := .venv/bin/python
 MDPRUNE := .venv/bin/mdprune
@@ -65,7 +65,7 @@ $(BENCH)/r50-regular: | setup
 
 random-graphs: setup
 	@echo "seed $(SEED)"
-	@$(PYTHON) -m pytest tests/passes/test_random_graphs.py --hypothesis-profile=nightly \
-	--hypothesis-seed=$(SEED)
+	@$(PYTHON) -m pytest tests/passes/test_random_graphs.py tests/native/test_random_plans.py \
+	--hypothesis-profile=nightly --hypothesis-seed=$(SEED)
 
 nightly: lint test random-graphs demo bench

@@ -46,6 +46,7 @@ from .verify import (
     check,
     check_rounding,
     first_difference,
+    first_rounding,
     largest_error,
 )
 
@@ -304,7 +305,8 @@ class _Run:
         if error.relative > ARTIFACT_TOLERANCE:
             removed = remove(self._checkpoint, name, "native")
             refuse_mixed_images(name, removed.model, found, batched)
-            check_rounding(name, "the native plan", error, removed.model, feeds_of(found, error))
+            where = first_rounding(removed.model, feeds_of(found, error))
+            check(name, "the native plan", error, ARTIFACT_TOLERANCE, where)
         return error
 
 
