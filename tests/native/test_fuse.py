@@ -155,6 +155,10 @@ def gate(g: Graph, x: ir.Value, kind: str) -> ir.Value:
         bounds = [g.constant(0.0), g.constant(6.0)]
         clipped = g.op("Clip", g.op("Add", x, g.constant(3.0)), *bounds)
         return g.op("Mul", x, g.op("Div", clipped, g.constant(6.0)))
+    if kind == "hard swish, divided last":
+        bounds = [g.constant(0.0), g.constant(6.0)]
+        clipped = g.op("Clip", g.op("Add", x, g.constant(3.0)), *bounds)
+        return g.op("Div", g.op("Mul", x, clipped), g.constant(6.0))
     return g.op("Mul", x, g.op("Tanh", g.op("Softplus", x)))
 
 
@@ -164,6 +168,7 @@ def gate(g: Graph, x: ir.Value, kind: str) -> ir.Value:
         ("silu", Function.SILU),
         ("hard swish", Function.HARD_SWISH),
         ("hard swish, spelt out", Function.HARD_SWISH),
+        ("hard swish, divided last", Function.HARD_SWISH),
         ("mish", Function.MISH),
     ],
 )

@@ -37,7 +37,9 @@ from .plan import Place
 def fuse(draft: Draft) -> None:
     """Applies all rules, in place."""
     joined = _Fusion(draft)
-    joined.run((gated, clipped, affine_after, function_after, residual, selected_function))
+    joined.run(
+        (gated, clipped, clipped_gate, affine_after, function_after, residual, selected_function)
+    )
     joined.run((selected_residual, widened_norm, second_output))
     _remove_unread(draft)
     _move_even_selections(draft)
@@ -227,7 +229,7 @@ def gated(fusion: _Fusion, operator: Operator) -> bool:
         gates: list[Operator] = [] if made is None else [made]
         function: Function | None = None
         if isinstance(made, Unary) and draft.memory(made.x) == draft.memory(x):
-            function = _GATED.get(made.activation)
+            function = _gated_by(made.activation)
         elif isinstance(made, Unary) and made.activation == Activation(Function.TANH):
             inner = fusion.sole_producer(made.x)
             softplus = Activation(Function.SOFTPLUS)
@@ -242,34 +244,76 @@ def gated(fusion: _Fusion, operator: Operator) -> bool:
 
 
 _SIXTH = 1.0 / 6.0
-_GATED = {
-    Activation(Function.SIGMOID): Function.SILU,
-    Activation(Function.HARD_SIGMOID, _SIXTH, 0.5): Function.HARD_SWISH,
-}
+_ROUNDING = 1e-7
+"""Of numbers that a network holds in float32."""
+
+
+def _gated_by(gate: Activation) -> Function | None:
+    """Returns the function that `x * gate(x)` is, None where it is none of the format's."""
+    if gate.function is Function.SIGMOID:
+        return Function.SILU
+    if gate.function is Function.HARD_SIGMOID:
+        near = abs(gate.a - _SIXTH) < _ROUNDING and abs(gate.b - 0.5) < _ROUNDING
+        return Function.HARD_SWISH if near else None
+    return None
 
 
 def clipped(fusion: _Fusion, operator: Operator) -> bool:
     """`clip(x * k + c, 0, h) / h` is a hard sigmoid."""
-    if not isinstance(operator, Affine) or operator.index is not None:
+    factor = _factor(fusion, operator)
+    if not isinstance(operator, Affine) or factor is None:
         return False
     before = fusion.sole_producer(operator.x)
-    if not isinstance(before, Affine) or before.index is not None:
+    gate = _hard_sigmoid(fusion, before, factor)
+    if gate is None or not isinstance(before, Affine):
         return False
-    function, low, high = before.activation
-    factor, shift = fusion.uniform(operator.scale, 1.0), fusion.uniform(operator.shift, 0.0)
-    k, c = fusion.uniform(before.scale, 1.0), fusion.uniform(before.shift, 0.0)
-    if function is not Function.CLIP or low != 0.0 or factor is None or k is None or c is None:
-        return False
-    if shift != 0.0 or abs(high * factor - 1.0) > 1e-12 or operator.activation != IDENTITY:
-        return False
-    a, b = k * factor, c * factor
-    a = _SIXTH if abs(a - _SIXTH) < 1e-12 else a
-    joined = Unary(
-        name=operator.name, x=before.x, y=operator.y,
-        activation=Activation(Function.HARD_SIGMOID, a, b),
-    )  # fmt: skip
+    joined = Unary(name=operator.name, x=before.x, y=operator.y, activation=gate)
     fusion.replace([before, operator], joined)
     return True
+
+
+def clipped_gate(fusion: _Fusion, operator: Operator) -> bool:
+    """`(x * clip(x * k + c, 0, h)) / h` is `x` by a hard sigmoid."""
+    factor = _factor(fusion, operator)
+    if not isinstance(operator, Affine) or factor is None:
+        return False
+    product = fusion.sole_producer(operator.x)
+    if not isinstance(product, Binary) or product.kind is not BinaryKind.MULTIPLY:
+        return False
+    if product.activation != IDENTITY:
+        return False
+    for operand in (product.a, product.b):
+        before = fusion.sole_producer(operand)
+        gate = _hard_sigmoid(fusion, before, factor)
+        if gate is not None and isinstance(before, Affine):
+            y = fusion.draft.view(operator.y, fusion.draft.shape(product.y))
+            fusion.replace([product, operator], dataclasses.replace(product, y=y))
+            new = Unary(name=before.name, x=before.x, y=before.y, activation=gate)
+            fusion.replace([before], new)
+            return True
+    return False
+
+
+def _factor(fusion: _Fusion, operator: Operator) -> float | None:
+    """Returns the number by which an operator multiplies all that it reads, if that is all."""
+    if not isinstance(operator, Affine) or operator.index is not None:
+        return None
+    if fusion.uniform(operator.shift, 0.0) != 0.0 or operator.activation != IDENTITY:
+        return None
+    return fusion.uniform(operator.scale, 1.0)
+
+
+def _hard_sigmoid(fusion: _Fusion, operator: Operator | None, factor: float) -> Activation | None:
+    """Returns the hard sigmoid that `clip(x * k + c, 0, h) * factor` is, if `factor` is 1 / h."""
+    if not isinstance(operator, Affine) or operator.index is not None:
+        return None
+    function, low, high = operator.activation
+    k, c = fusion.uniform(operator.scale, 1.0), fusion.uniform(operator.shift, 0.0)
+    if function is not Function.CLIP or low != 0.0 or k is None or c is None:
+        return None
+    if abs(high * factor - 1.0) > _ROUNDING:
+        return None
+    return Activation(Function.HARD_SIGMOID, k * factor, c * factor)
 
 
 def selected_function(fusion: _Fusion, operator: Operator) -> bool:
