@@ -13,6 +13,7 @@ from .errors import (
     UsageError,
     VerificationError,
 )
+from .extend import DomainChange, add_domain, drop_domain
 from .pipeline import compile
 from .report import CompileReport, DomainReport
 from .verify import reference
@@ -25,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "CompileReport",
     "Domain",
+    "DomainChange",
     "DomainReport",
     "Engine",
     "Error",
@@ -32,7 +34,9 @@ __all__ = [
     "UnsupportedGraphError",
     "UsageError",
     "VerificationError",
+    "add_domain",
     "compile",
+    "drop_domain",
     "load",
     "load_checkpoint",
     "reference",

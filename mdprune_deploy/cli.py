@@ -13,6 +13,7 @@ import typer
 from .commands.bench import bench
 from .commands.common import stop
 from .commands.compile import compile
+from .commands.domains import add, drop
 from .commands.inspect import inspect
 from .commands.pack import pack
 from .commands.run import run
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (compile, inspect, verify, run, bench, pack):
+for _command in (compile, add, drop, inspect, verify, run, bench, pack):
     app.command()(_command)
 
 

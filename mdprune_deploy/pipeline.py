@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,7 +17,8 @@ import onnx_ir as ir
 from .budget import Metric
 from .bundle import BundleWriter
 from .checkpoint import Checkpoint, load_checkpoint
-from .emit.native.target import NativeTarget
+from .emit.native.record import Record
+from .emit.native.target import NativeTarget, free_name
 from .emit.onnx_target import OnnxTarget, describe, file_stems
 from .engines.native import NativeEngine, load_library
 from .engines.ort import OnnxRuntimeEngine
@@ -112,14 +113,40 @@ def compile(
         )
         if budget is not None:
             checkpoint = fit_budget(checkpoint, budget, metric, fit)
-        run = _Run(checkpoint, writer.root, targets, memory_limit, progress)
+        run = Run(checkpoint, writer.root, targets, memory_limit, progress)
         report = dataclasses.replace(run.compile(), budget=budget, metric=metric, fit=fit)
-        writer.finish(report, run.models, _versions())
+        writer.finish(report, run.models, versions())
     return dataclasses.replace(report, seconds=time.perf_counter() - start)
 
 
-class _Run:
-    """One compile, a domain at a time, so that one domain's weights are in memory."""
+@dataclasses.dataclass(frozen=True)
+class Onto:
+    """A bundle that is added to; what it keeps lies in the root already.
+
+    Attributes:
+        record: What its weight files hold.
+        stems: A file name without suffix per domain that is added.
+    """
+
+    record: Record
+    stems: Mapping[str, str]
+
+
+class Run:
+    """One compile, a domain at a time, so that one domain's weights are in memory.
+
+    Args:
+        checkpoint: What is compiled.
+        root: Where the bundle is built.
+        targets: What to emit; None for all, the native one where it can be.
+        memory_limit: Most bytes of the native weight file.
+        progress: Told of every stage.
+        onto: A bundle that is added to.
+
+    Attributes:
+        models: Per domain what runs it, once it is compiled.
+        used: Per domain the used set of every weight.
+    """
 
     def __init__(
         self,
@@ -128,7 +155,9 @@ class _Run:
         targets: Sequence[str] | None,
         memory_limit: int | None,
         progress: Progress | None,
+        onto: Onto | None = None,
     ) -> None:
+        self._onto = onto
         self.models: dict[str, DomainModel] = {}
         self._checkpoint = checkpoint
         self._root = root
@@ -138,29 +167,32 @@ class _Run:
         self._layout: tuple[WeightLayout, ...] = ()
         self._progress = progress
         self._done = 0
-        self._used: dict[str, dict[WeightUse, UsedPairs]] = {}
+        self.used: dict[str, dict[WeightUse, UsedPairs]] = {}
         self._held: list[Held] = []
         self._orders: dict[str, Indices] = {}
         self._missing: list[Missing] = []
         self._cases: dict[str, tuple[list[Case], bool]] = {}
 
     def compile(self) -> CompileReport:
+        """Compiles every domain; returns the figures."""
         names = list(self._checkpoint.domains)
         stores: list[StoreWriter] = []
         with contextlib.ExitStack() as stack:
             onnx = native = None
             if "onnx" in self._targets:
-                onnx = stack.enter_context(OnnxTarget(self._root, names, host_layout()))
+                onnx = stack.enter_context(self._onnx_target(names))
                 stores.append(onnx.store)
             if "native" in self._targets:
-                native = stack.enter_context(NativeTarget(self._root, file_stems(names)))
+                native = stack.enter_context(self._native_target(names))
                 self._tolerate(native, load_library)
-            if "native" in self._targets and len(names) > 1:
+            if self._onto is not None:
+                self._orders = dict(self._onto.record.orders)
+            elif "native" in self._targets and len(names) > 1:
                 self._orders = shared_orders(self._checkpoint)
             reports = {name: self._domain(name, onnx, native) for name in names}
             if native is not None and self._tolerate(native, lambda: self._finish(native, reports)):
                 stores.append(native.store)
-        union, intersection = union_and_intersection(self._used)
+        union, intersection = union_and_intersection(self.used)
         return CompileReport(
             domains=reports,
             params_union=union,
@@ -173,6 +205,18 @@ class _Run:
             layout=self._layout,
             memory_limit=self._memory_limit,
         )
+
+    def _onnx_target(self, names: list[str]) -> OnnxTarget:
+        if self._onto is None:
+            return OnnxTarget(self._root, names, host_layout())
+        weights = free_name(self._root / "onnx", "weights-{}.bin")
+        stems = self._onto.stems
+        return OnnxTarget(self._root, names, host_layout(), stems=stems, weights=weights)
+
+    def _native_target(self, names: list[str]) -> NativeTarget:
+        if self._onto is None:
+            return NativeTarget(self._root, file_stems(names))
+        return NativeTarget(self._root, self._onto.stems, self._onto.record)
 
     def _tolerate(self, native: NativeTarget, step: Callable[[], object]) -> bool:
         """Takes a step of the native target, if it is still there; tells whether it worked.
@@ -198,7 +242,7 @@ class _Run:
         self._begin(name, "remove")
         graphs = remove_for(self._checkpoint, name, self._targets, self._orders)
         removed = next(iter(graphs.values()))
-        self._used[name] = dict(removed.used)
+        self.used[name] = dict(removed.used)
         self._held.extend(removed.held)
         self._begin(name, "check the graph")
         found = cases(self._checkpoint, name)
@@ -253,7 +297,8 @@ class _Run:
         for name, files in native.finish(self._memory_limit).items():
             self.models[name] = dataclasses.replace(self.models[name], native=files)
         self._layout = native.layout
-        native.write_record(self._orders, self._used)
+        before = {} if self._onto is None else self._onto.record.used
+        native.write_record(self._orders, {**before, **self.used})
         try:
             for name, report in reports.items():
                 self._begin(name, "check the plan")
@@ -359,7 +404,8 @@ def _check_targets(targets: Sequence[str] | None) -> None:
         raise UsageError(f"no target was named; there are {', '.join(DEFAULT_TARGETS)}")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions of what makes a bundle."""
     return {
         "mdprune": metadata.version("mdprune-deploy"),
         "onnxruntime": metadata.version("onnxruntime"),

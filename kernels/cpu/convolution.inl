@@ -64,8 +64,7 @@ struct Scratch {
         merged(identity + kMaxRows) {}
 };
 
-// Sixteen values among many, at rising positions: out of the 32 behind the first of them, one
-// permutation selects what is nearer than that.
+// Sixteen values among many. One permutation selects them where they lie within 32.
 struct Pick {
   alignas(64) std::int32_t from[kBlock];  // positions behind `first`
   std::size_t first;
@@ -73,27 +72,33 @@ struct Pick {
   bool near;  // and 32 values can be read
 
   Pick() = default;
-  Pick(const std::int32_t* positions, std::size_t number, std::size_t limit)
-      : first(static_cast<std::size_t>(positions[0])), count(number) {
-    std::size_t furthest = 0;
-    bool rising = true;
+  Pick(const std::int32_t* positions, std::size_t number, std::size_t limit) : count(number) {
+    const std::int32_t* const end = positions + count;
+    const auto lowest = static_cast<std::size_t>(*std::min_element(positions, end));
+    const auto highest = static_cast<std::size_t>(*std::max_element(positions, end));
+    first = std::min(lowest, std::max(limit, 2 * kBlock) - 2 * kBlock);
+    near = Vec::kLanes == kBlock && highest < first + 2 * kBlock && limit >= 2 * kBlock;
     for (std::size_t i = 0; i < kBlock; ++i) {
-      from[i] = i < count ? positions[i] - positions[0] : 0;
-      rising = rising && from[i] >= 0;
-      furthest = std::max(furthest, static_cast<std::size_t>(std::max(from[i], 0)));
+      from[i] = i < count ? positions[i] - static_cast<std::int32_t>(first) : 0;
     }
-    near = rising && furthest < 2 * kBlock && first + 2 * kBlock <= limit;
+  }
+
+  // All sixteen, where they are near and fill a vector.
+  Vec near_load(const float* values) const {
+#if defined(__AVX512F__)
+    return {_mm512_permutex2var_ps(_mm512_loadu_ps(values + first), _mm512_load_si512(from),
+                                   _mm512_loadu_ps(values + first + kBlock))};
+#else
+    return load(values, 0);
+#endif
   }
 
   // Lanes [begin, begin + Vec::kLanes) of the sixteen, out of `values`; zeros behind the last one.
   Vec load(const float* values, std::size_t begin) const {
-    values += first;
 #if defined(__AVX512F__)
-    if (near) {
-      return {_mm512_permutex2var_ps(_mm512_loadu_ps(values), _mm512_load_si512(from),
-                                     _mm512_loadu_ps(values + kBlock))};
-    }
+    if (near) return near_load(values);
 #endif
+    values += first;
     float lanes[Vec::kLanes] = {};
     const std::size_t end = std::min(count, begin + Vec::kLanes);
     for (std::size_t i = begin; i < end; ++i) lanes[i - begin] = values[from[i]];
@@ -109,7 +114,8 @@ struct Epilogue {
   float* y;
   float low;
   float high;
-  bool clamp;  // whether `low` and `high` are all of the activation
+  bool bounded;  // whether `low` and `high` do anything
+  bool clamp;    // whether they are all of the activation
   const float* scale2;
   const float* shift2;
   float* y2;
@@ -135,6 +141,9 @@ inline Clamp clamp_of(const Activation& activation) {
   }
 }
 
+// What a tile does with its sums when it is done.
+enum class End { kKeep, kPlain, kSame, kPicked, kPlainSecond, kSameSecond, kPickedSecond };
+
 // One pass over a tile: taps x rows of one panel, for up to eight pixels. Where a whole row of the
 // kernel lies inside the image, its taps count as one, with as many more rows.
 struct Pass {
@@ -144,15 +153,9 @@ struct Pass {
   std::size_t rows;
   const float* weights;     // taps x rows x `step`
   std::size_t step;         // floats from one row of the panel to the next
-  float* partial;           // pixels x blocks x 16: sums between passes
-  bool first;
-  bool last;
-  const std::size_t* pixels;  // numbers of the tile's output pixels
-  std::size_t filter;         // the tile's first filter
-  std::size_t filters;        // of y
-  std::size_t valid;          // filters of the tile that exist
-  const Pick* picks;          // of the residual, one per block; null: it has the filters' channels
-  const Epilogue* epilogue;
+  float* sums;              // pixels x blocks x 16
+  bool first;               // the sums begin at zero
+  End end;
 };
 
 template <std::size_t P, std::size_t V>
@@ -184,7 +187,137 @@ inline void multiply(const Pass& pass, Vec (&acc)[P][V]) {
   }
 }
 
-// The activation of filters [first, first + count) of one pixel, in place, where it is no clamp.
+// Where the sums of a tile go.
+struct Tile {
+  const float* sums;  // pixels x `width`
+  std::size_t width;
+  const std::size_t* pixels;
+  std::size_t count;
+  std::size_t filter;  // the first
+  std::size_t valid;   // filters
+  const Pick* picks;   // of the residual, one per block
+};
+
+enum class Residual { kNone, kSame, kPicked };
+
+// The epilogue in registers, for whole vectors and activations that are a clamp.
+template <Residual kind, bool second, std::size_t P, std::size_t V>
+inline void finish_in_registers(const Epilogue& e, const Tile& tile, const Vec (&acc)[P][V]) {
+  const Vec low = Vec::all(e.low), high = Vec::all(e.high);
+  const Vec low2 = Vec::all(e.low2), high2 = Vec::all(e.high2);
+  const std::size_t filters = e.call->filters, channels = e.call->residual_channels;
+  float* y[P];
+  float* y2[P];
+  const float* residual[P];
+#pragma GCC unroll 8
+  for (std::size_t p = 0; p < P; ++p) {
+    const std::size_t at = tile.pixels[p] * filters + tile.filter;
+    y[p] = e.y + at;
+    if (second) y2[p] = e.y2 + at;
+    if constexpr (kind == Residual::kSame) residual[p] = e.residual + at;
+    if constexpr (kind == Residual::kPicked) residual[p] = e.residual + tile.pixels[p] * channels;
+  }
+  const float* const scale = e.scale != nullptr ? e.scale + tile.filter : nullptr;
+  const float* const shift = e.shift != nullptr ? e.shift + tile.filter : nullptr;
+  const float* const scale2 = e.scale2 != nullptr ? e.scale2 + tile.filter : nullptr;
+  const float* const shift2 = e.shift2 != nullptr ? e.shift2 + tile.filter : nullptr;
+#pragma GCC unroll 8
+  for (std::size_t v = 0; v < V; ++v) {
+    const std::size_t at = v * Vec::kLanes;
+    const Vec factor = scale != nullptr ? Vec::load(scale + at) : Vec::all(1.0F);
+    const Vec offset = shift != nullptr ? Vec::load(shift + at) : Vec::zero();
+    Vec factor2, offset2;
+    if (second) {
+      factor2 = scale2 != nullptr ? Vec::load(scale2 + at) : Vec::all(1.0F);
+      offset2 = shift2 != nullptr ? Vec::load(shift2 + at) : Vec::zero();
+    }
+#pragma GCC unroll 8
+    for (std::size_t p = 0; p < P; ++p) {
+      Vec value = fma(acc[p][v], factor, offset);
+      if constexpr (kind == Residual::kSame) value = value + Vec::load(residual[p] + at);
+      if constexpr (kind == Residual::kPicked) value = value + tile.picks[at / kBlock].near_load(residual[p]);
+      value = min(high, max(low, value));
+      value.store(y[p] + at);
+      if (second) min(high2, max(low2, fma(value, factor2, offset2))).store(y2[p] + at);
+    }
+  }
+}
+
+template <std::size_t P, std::size_t B>
+void run_tile(const Pass& pass, const Epilogue& e, const Tile& tile) {
+  constexpr std::size_t V = B * kVectors;
+  Vec acc[P][V];
+#pragma GCC unroll 8
+  for (std::size_t p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < V; ++v) {
+      acc[p][v] = pass.first ? Vec::zero() : Vec::load(pass.sums + (p * V + v) * Vec::kLanes);
+    }
+  }
+  multiply<P, V>(pass, acc);
+  switch (pass.end) {
+    case End::kPlain: return finish_in_registers<Residual::kNone, false>(e, tile, acc);
+    case End::kSame: return finish_in_registers<Residual::kSame, false>(e, tile, acc);
+    case End::kPicked: return finish_in_registers<Residual::kPicked, false>(e, tile, acc);
+    case End::kPlainSecond: return finish_in_registers<Residual::kNone, true>(e, tile, acc);
+    case End::kSameSecond: return finish_in_registers<Residual::kSame, true>(e, tile, acc);
+    case End::kPickedSecond: return finish_in_registers<Residual::kPicked, true>(e, tile, acc);
+    case End::kKeep: break;
+  }
+  float* const sums = pass.sums;
+#pragma GCC unroll 8
+  for (std::size_t p = 0; p < P; ++p) {
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < V; ++v) acc[p][v].store(sums + (p * V + v) * Vec::kLanes);
+  }
+}
+
+// The epilogue for all else, from sums that the tile kept.
+template <Residual kind, bool second, bool whole>
+inline void finish_vector(const Epilogue& e, const Tile& tile, std::size_t begin) {
+  const std::size_t count = std::min(tile.valid - begin, Vec::kLanes);
+  const auto load = [&](const float* p) { return whole ? Vec::load(p) : Vec::load(p, count); };
+  const auto store = [&](Vec value, float* p) {
+    if (whole) {
+      value.store(p);
+    } else {
+      value.store(p, count);
+    }
+  };
+  const std::size_t filter = tile.filter + begin, filters = e.call->filters;
+  const Vec scale = e.scale != nullptr ? load(e.scale + filter) : Vec::all(1.0F);
+  const Vec shift = e.shift != nullptr ? load(e.shift + filter) : Vec::zero();
+  const Vec scale2 = second && e.scale2 != nullptr ? load(e.scale2 + filter) : Vec::all(1.0F);
+  const Vec shift2 = second && e.shift2 != nullptr ? load(e.shift2 + filter) : Vec::zero();
+  const Vec low = Vec::all(e.low), high = Vec::all(e.high);
+  const Vec low2 = Vec::all(e.low2), high2 = Vec::all(e.high2);
+  const Pick* const pick = kind == Residual::kPicked ? tile.picks + begin / kBlock : nullptr;
+  const float* sums = tile.sums + begin;
+  float* const y = e.y + filter;
+  float* const y2 = e.y2 + filter;
+  for (std::size_t p = 0; p < tile.count; ++p, sums += tile.width) {
+    const std::size_t pixel = tile.pixels[p];
+    Vec value = fma(Vec::load(sums), scale, shift);
+    if constexpr (kind == Residual::kSame) value = value + load(e.residual + pixel * filters + filter);
+    if constexpr (kind == Residual::kPicked) {
+      value = value + pick->load(e.residual + pixel * e.call->residual_channels, begin % kBlock);
+    }
+    if (e.bounded) value = min(high, max(low, value));
+    store(value, y + pixel * filters);
+    if (second) store(min(high2, max(low2, fma(value, scale2, shift2))), y2 + pixel * filters);
+  }
+}
+
+template <Residual kind, bool second>
+void finish(const Epilogue& e, const Tile& tile) {
+  std::size_t begin = 0;
+  for (; begin + Vec::kLanes <= tile.valid; begin += Vec::kLanes) {
+    finish_vector<kind, second, true>(e, tile, begin);
+  }
+  if (begin < tile.valid) finish_vector<kind, second, false>(e, tile, begin);
+}
+
+// An activation that is no clamp, in place.
 inline void activate_row(float* y, std::size_t count, const Activation& activation) {
   with_activation(activation, [&](auto function) {
     std::size_t i = 0;
@@ -193,97 +326,36 @@ inline void activate_row(float* y, std::size_t count, const Activation& activati
   });
 }
 
-template <std::size_t P, std::size_t V>
-inline void finish(const Pass& pass, const Vec (&acc)[P][V]) {
-  const Epilogue& e = *pass.epilogue;
-  const Vec low = Vec::all(e.low), high = Vec::all(e.high);
-  const Vec low2 = Vec::all(e.low2), high2 = Vec::all(e.high2);
-#pragma GCC unroll 8
-  for (std::size_t v = 0; v < V; ++v) {
-    const std::size_t begin = v * Vec::kLanes;
-    if (begin >= pass.valid) break;
-    const std::size_t count = std::min(pass.valid - begin, Vec::kLanes);
-    const std::size_t filter = pass.filter + begin;
-    const bool whole = count == Vec::kLanes;
-    const auto load = [&](const float* p) { return whole ? Vec::load(p) : Vec::load(p, count); };
-    const auto store = [&](Vec value, float* p) {
-      if (whole) {
-        value.store(p);
-      } else {
-        value.store(p, count);
-      }
-    };
-    const Vec scale = e.scale != nullptr ? load(e.scale + filter) : Vec::all(1.0F);
-    const Vec shift = e.shift != nullptr ? load(e.shift + filter) : Vec::zero();
-    const Vec scale2 = e.scale2 != nullptr ? load(e.scale2 + filter) : Vec::all(1.0F);
-    const Vec shift2 = e.shift2 != nullptr ? load(e.shift2 + filter) : Vec::zero();
-    const Pick* const pick = pass.picks != nullptr ? pass.picks + begin / kBlock : nullptr;
-#pragma GCC unroll 8
-    for (std::size_t p = 0; p < P; ++p) {
-      const std::size_t at = pass.pixels[p] * pass.filters + filter;
-      Vec value = fma(acc[p][v], scale, shift);
-      if (pick != nullptr) {
-        const float* const from = e.residual + pass.pixels[p] * e.call->residual_channels;
-        value = value + pick->load(from, begin % kBlock);
-      } else if (e.residual != nullptr) {
-        value = value + load(e.residual + at);
-      }
-      value = min(high, max(low, value));
-      store(value, e.y + at);
-      if (e.y2 != nullptr && e.clamp) {
-        store(min(high2, max(low2, fma(value, scale2, shift2))), e.y2 + at);
-      }
-    }
-  }
-}
-
-// What a clamp cannot do, behind the stores: the tile is still in L1.
-template <std::size_t P>
-inline void finish_slowly(const Pass& pass) {
-  const Epilogue& e = *pass.epilogue;
-  for (std::size_t p = 0; p < P; ++p) {
-    const std::size_t at = pass.pixels[p] * pass.filters + pass.filter;
-    if (!e.clamp) activate_row(e.y + at, pass.valid, e.call->activation);
+// What a clamp cannot do, behind the stores.
+inline void finish_slowly(const Epilogue& e, const Tile& tile) {
+  const Convolution& call = *e.call;
+  for (std::size_t p = 0; p < tile.count; ++p) {
+    const std::size_t at = tile.pixels[p] * call.filters + tile.filter;
+    if (!e.clamp) activate_row(e.y + at, tile.valid, call.activation);
     if (e.y2 == nullptr) continue;
-    if (!e.clamp) {
-      for (std::size_t f = 0; f < pass.valid; ++f) {
-        const float scale = e.scale2 != nullptr ? e.scale2[pass.filter + f] : 1.0F;
-        const float shift = e.shift2 != nullptr ? e.shift2[pass.filter + f] : 0.0F;
-        const float value = e.y[at + f] * scale + shift;
-        e.y2[at + f] = std::min(e.high2, std::max(e.low2, value));
-      }
+    for (std::size_t f = 0; f < tile.valid && !e.clamp; ++f) {
+      const float scale = e.scale2 != nullptr ? e.scale2[tile.filter + f] : 1.0F;
+      const float shift = e.shift2 != nullptr ? e.shift2[tile.filter + f] : 0.0F;
+      const float value = e.y[at + f] * scale + shift;
+      e.y2[at + f] = std::min(e.high2, std::max(e.low2, value));
     }
-    if (!e.clamp2) activate_row(e.y2 + at, pass.valid, e.call->activation2);
+    if (!e.clamp2) activate_row(e.y2 + at, tile.valid, call.activation2);
   }
 }
 
-template <std::size_t P, std::size_t B>
-void run_tile(const Pass& pass) {
-  constexpr std::size_t V = B * kVectors;
-  Vec acc[P][V];
-#pragma GCC unroll 8
-  for (std::size_t p = 0; p < P; ++p) {
-#pragma GCC unroll 8
-    for (std::size_t v = 0; v < V; ++v) {
-      acc[p][v] = pass.first ? Vec::zero() : Vec::load(pass.partial + (p * V + v) * Vec::kLanes);
-    }
+inline void finish_tile(const Epilogue& e, const Tile& tile) {
+  const bool second = e.y2 != nullptr && e.clamp;
+  if (e.residual == nullptr) {
+    (second ? finish<Residual::kNone, true> : finish<Residual::kNone, false>)(e, tile);
+  } else if (tile.picks == nullptr) {
+    (second ? finish<Residual::kSame, true> : finish<Residual::kSame, false>)(e, tile);
+  } else {
+    (second ? finish<Residual::kPicked, true> : finish<Residual::kPicked, false>)(e, tile);
   }
-  multiply<P, V>(pass, acc);
-  if (!pass.last) {
-#pragma GCC unroll 8
-    for (std::size_t p = 0; p < P; ++p) {
-#pragma GCC unroll 8
-      for (std::size_t v = 0; v < V; ++v) {
-        acc[p][v].store(pass.partial + (p * V + v) * Vec::kLanes);
-      }
-    }
-    return;
-  }
-  finish<P, V>(pass, acc);
-  if (!pass.epilogue->clamp || !pass.epilogue->clamp2) finish_slowly<P>(pass);
+  if (!e.clamp || !e.clamp2) finish_slowly(e, tile);
 }
 
-using TileFunction = void (*)(const Pass&);
+using TileFunction = void (*)(const Pass&, const Epilogue&, const Tile&);
 
 template <std::size_t B, std::size_t... P>
 constexpr std::array<TileFunction, kMaxPixels + 1> tiles_of(std::index_sequence<P...>) {
@@ -344,12 +416,8 @@ class Selection {
   // Packs `rows` stored rows, `stored` filters apart, into rows of `width` floats.
   void pack(const float* from, std::size_t stored, std::size_t rows, float* to,
             std::size_t width) const {
-    // A few rows at a time, so that they stay in L1 from one block to the next.
-    for (std::size_t row = 0; row < rows; row += kRows) {
-      const std::size_t count = std::min(kRows, rows - row);
-      for (std::size_t block = 0; block < width / kBlock; ++block) {
-        pack_block(block, from + row * stored, stored, count, to + row * width + block * kBlock, width);
-      }
+    for (std::size_t block = 0; block < width / kBlock; ++block) {
+      pack_block(block, from, stored, rows, to + block * kBlock, width);
     }
   }
 
@@ -436,7 +504,6 @@ class Selection {
 
   std::array<std::size_t, kPanelBlocks * kBlock> position_;
 #endif
-  static constexpr std::size_t kRows = 8;
   std::size_t count_;
 };
 
@@ -576,52 +643,72 @@ class Tiling {
   std::size_t even_, longer_;  // length of a tile, and how many are one longer, where phases_ is 1
 };
 
-// One unit of work: a panel of filters on a share of the tiles.
+// One unit of work: panels of filters side by side on a share of the tiles.
+//
+// The reduction is cut into passes whose panels fit L2; sums wait in between where there are several.
+// Packing reads stored rows from end to end as far as the panels go, which memory likes; small maps,
+// where packing weighs most, therefore take many panels and short passes.
 class Unit {
  public:
-  Unit(const Convolution& call, const Epilogue& epilogue, std::size_t group, std::size_t panel,
-       std::uint8_t* scratch)
+  Unit(const Convolution& call, const Epilogue& epilogue, std::size_t group, std::size_t first_panel,
+       std::size_t last_panel, std::uint8_t* scratch)
       : call_(call), epilogue_(epilogue), group_(group), scratch_(scratch) {
-    const Window& w = call.window;
-    taps_ = w.kernel[0] * w.kernel[1] * w.kernel[2];
+    taps_ = taps_of(call);
     const std::size_t per_group = call.filters / call.groups;
     const Panels panels(per_group);
-    const std::size_t first = panels.first_block(panel);
-    blocks_ = panels.first_block(panel + 1) - first;
+    const std::size_t first = panels.first_block(first_panel);
     first_filter_ = first * kBlock;
-    filters_ = std::min(per_group - first_filter_, blocks_ * kBlock);
-    width_ = blocks_ * kBlock;
-    if (call.residual_index != nullptr) {
-      const std::int32_t* const from = call.residual_index + group * per_group + first_filter_;
-      for (std::size_t block = 0; block < blocks_; ++block) {
-        const std::size_t begin = block * kBlock, count = std::min(kBlock, filters_ - begin);
-        picks_[block] = Pick(from + begin, count, call.residual_channels);
-      }
+    width_ = panels.first_block(last_panel) * kBlock - first_filter_;
+    filters_ = std::min(per_group - first_filter_, width_);
+    count_ = last_panel - first_panel;
+    for (std::size_t i = 0; i < count_; ++i) {
+      const std::size_t block = panels.first_block(first_panel + i);
+      const std::size_t blocks = panels.first_block(first_panel + i + 1) - block;
+      panels_[i].begin = (block - first) * kBlock;
+      panels_[i].blocks = blocks;
+      panels_[i].filters = std::min(filters_ - panels_[i].begin, blocks * kBlock);
     }
     if (call.packed != nullptr) {
       const std::size_t whole = panels.blocks * kBlock * taps_ * call.reduction;
       packed_ = call.packed + group * whole + first_filter_ * taps_ * call.reduction;
     }
+    pick();
+  }
+
+  // How many panels a unit takes.
+  static std::size_t panels_per_unit(const Convolution& call, std::size_t workers) {
+    const std::size_t panels = Panels(call.filters / call.groups).count;
+    const Window& w = call.window;
+    const std::size_t widest = kPanelBlocks * kBlock;
+    const std::size_t pixels = call.batch * w.output[0] * w.output[1] * w.output[2];
+    const std::size_t at_once = kPanel / (widest * taps_of(call) * call.reduction);
+    const std::size_t waiting = kPartial / (widest * round_up(pixels));
+    const std::size_t share = (panels + workers - 1) / workers;
+    const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
+    return std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
   }
 
   // Runs the tiles of a share.
   void run(std::size_t begin, std::size_t end) {
     // A panel is streamed from L2 once per tile, which is as fast as the sums where a tile has at
     // least kFewPixels: narrow maps take narrower tiles of more pixels.
-    pieces_ = (blocks_ + kTileBlocks - 1) / kTileBlocks;
-    for (std::size_t mean = tile_pixels(pieces_); pieces_ < blocks_ && mean < kFewPixels; ++pieces_) {
-      const std::size_t next = tile_pixels(pieces_ + 1);
+    const std::size_t blocks = panels_[0].blocks;  // the first is as wide as any
+    std::size_t pieces = (blocks + kTileBlocks - 1) / kTileBlocks;
+    for (std::size_t mean = tile_pixels(blocks, pieces); pieces < blocks && mean < kFewPixels;
+         ++pieces) {
+      const std::size_t next = tile_pixels(blocks, pieces + 1);
       if (next == mean) break;
       mean = next;
     }
-    const Tiling tiling(call_, most_pixels(piece_blocks()));
+    piece_ = (blocks + pieces - 1) / pieces;
+    const Tiling tiling(call_, most_pixels(piece_));
     std::fill_n(scratch_.zeros, std::min(call_.in_channels, kZeroRow), 0.0F);
     if (call_.index == nullptr) {
       std::iota(scratch_.identity, scratch_.identity + std::min(call_.reduction, kMaxRows), 0);
     }
     begin = tiling.count() * begin / kShares;
     end = tiling.count() * end / kShares;
-    const std::size_t rows_fit = kPanel / width_;
+    const std::size_t rows_fit = std::min(kPanel / width_, kMaxRows);
     const std::size_t rows = std::min(call_.reduction, rows_fit);
     std::size_t taps = std::min({taps_, rows_fit / rows, kMaxTaps});
     const bool once = rows == call_.reduction && taps == taps_;
@@ -637,9 +724,8 @@ class Unit {
       const std::size_t to = std::min(end, from + batch);
       for (std::size_t tap = 0; tap < taps_; tap += taps) {
         for (std::size_t row = 0; row < call_.reduction; row += rows) {
-          const std::size_t last_tap = std::min(taps_, tap + taps);
-          const std::size_t last_row = std::min(call_.reduction, row + rows);
-          pass(tiling, from, to, tap, last_tap, row, last_row);
+          pass(tiling, from, to,
+               {tap, std::min(taps_, tap + taps), row, std::min(call_.reduction, row + rows)});
         }
       }
     }
@@ -648,44 +734,103 @@ class Unit {
   static constexpr std::size_t kShares = std::size_t{1} << 20;  // a whole, as shares of the tiles
 
  private:
-  void pass(const Tiling& tiling, std::size_t from, std::size_t to, std::size_t tap,
-            std::size_t last_tap, std::size_t row, std::size_t last_row) {
+  static constexpr std::size_t kMaxPanels = 32;
+
+  struct Panel {
+    std::size_t begin;  // its first filter, counted from the unit's
+    std::size_t blocks;
+    std::size_t filters;
+  };
+
+  // Part of the reduction.
+  struct Range {
+    std::size_t tap, last_tap, row, last_row;
+    std::size_t rows() const { return (last_tap - tap) * (last_row - row); }
+  };
+
+  static std::size_t taps_of(const Convolution& call) {
+    return call.window.kernel[0] * call.window.kernel[1] * call.window.kernel[2];
+  }
+  static std::size_t round_up(std::size_t pixels) {
+    return (pixels + kMaxPixels - 1) / kMaxPixels * kMaxPixels * 2;  // tiles need not be full
+  }
+
+  void pick() {
+    if (call_.residual_index == nullptr) return;
+    const std::size_t first = group_ * (call_.filters / call_.groups) + first_filter_;
+    for (std::size_t begin = 0; begin < filters_; begin += kBlock) {
+      const std::size_t count = std::min(kBlock, filters_ - begin);
+      picks_[begin / kBlock] =
+          Pick(call_.residual_index + first + begin, count, call_.residual_channels);
+    }
+  }
+
+  void pass(const Tiling& tiling, std::size_t from, std::size_t to, const Range& range) {
+    if (call_.packed == nullptr) pack(range);
     Pass pass{};
     pass.pointers = scratch_.pointers;
     const std::size_t across = call_.window.kernel[2];
-    const std::size_t channel = group_ * call_.reduction + row;
+    const std::size_t channel = group_ * call_.reduction + range.row;
     const std::int32_t* const index =
         call_.index != nullptr ? call_.index + channel : scratch_.identity;
     const float* const x = call_.index != nullptr ? call_.x : call_.x + channel;
-    pass.weights = weights(tap, last_tap, row, last_row);
-    pass.step = width_;
-    pass.first = tap == 0 && row == 0;
-    pass.last = last_tap == taps_ && last_row == call_.reduction;
-    pass.filters = call_.filters;
-    pass.epilogue = &epilogue_;
+    pass.first = range.tap == 0 && range.row == 0;
+    const bool last = range.last_tap == taps_ && range.last_row == call_.reduction;
     std::array<std::size_t, kMaxPixels> pixels;
-    pass.pixels = pixels.data();
     for (std::size_t number = from; number < to; ++number) {
       const std::size_t count = tiling.tile(number, pixels.data());
       const bool merged = merged_ && tiling.inside(pixels.data(), count);
       const std::size_t step = merged ? across : 1;
-      pass.taps = (last_tap - tap) / step;
-      pass.rows = (last_row - row) * step;
+      pass.taps = (range.last_tap - range.tap) / step;
+      pass.rows = (range.last_row - range.row) * step;
       pass.index = merged ? scratch_.merged : index;
-      tiling.pointers(pixels.data(), count, tap, last_tap, step, x, scratch_.zeros,
+      tiling.pointers(pixels.data(), count, range.tap, range.last_tap, step, x, scratch_.zeros,
                       scratch_.pointers);
-      for (std::size_t block = 0; block < blocks_; block += piece_blocks()) {
-        const std::size_t wide = std::min(piece_blocks(), blocks_ - block);
-        Pass part = pass;
-        part.weights += block * kBlock;
-        part.picks = call_.residual_index != nullptr ? picks_.data() + block : nullptr;
-        part.filter = group_ * (call_.filters / call_.groups) + first_filter_ + block * kBlock;
-        part.valid = std::min(filters_ - block * kBlock, wide * kBlock);
-        part.partial = scratch_.partial + (number - from) * kMaxPixels * width_ +
-                       block * kBlock * kMaxPixels;
-        kTiles[wide][count](part);
+      // Sums that need not wait for another pass stay where the last tile's were.
+      pass.sums = scratch_.partial + (pass.first && last ? 0 : number - from) * kMaxPixels * width_;
+      for (std::size_t i = 0; i < count_; ++i) {
+        run_panel(pass, pixels.data(), count, panels_[i], range, last);
       }
     }
+  }
+
+  void run_panel(Pass& pass, const std::size_t* pixels, std::size_t count, const Panel& panel,
+                 const Range& range, bool last) {
+    const float* weights = scratch_.panel + panel.begin * range.rows();
+    pass.step = panel.blocks * kBlock;
+    if (call_.packed != nullptr) {
+      weights = packed_ + panel.begin * taps_ * call_.reduction +
+                (range.tap * call_.reduction + range.row) * pass.step;
+    }
+    for (std::size_t block = 0; block < panel.blocks; block += piece_) {
+      const std::size_t wide = std::min(piece_, panel.blocks - block);
+      const std::size_t filter = panel.begin + block * kBlock;
+      const Tile tile = {pass.sums,
+                         wide * kBlock,
+                         pixels,
+                         count,
+                         group_ * (call_.filters / call_.groups) + first_filter_ + filter,
+                         std::min(panel.filters - block * kBlock, wide * kBlock),
+                         call_.residual_index != nullptr ? &picks_[filter / kBlock] : nullptr};
+      pass.weights = weights + block * kBlock;
+      pass.end = last ? end_of(tile, wide) : End::kKeep;
+      kTiles[wide][count](pass, epilogue_, tile);
+      if (last && pass.end == End::kKeep) finish_tile(epilogue_, tile);
+      pass.sums += count * wide * kBlock;
+    }
+  }
+
+  // How the last pass over a tile can end.
+  End end_of(const Tile& tile, std::size_t blocks) const {
+    const bool second = epilogue_.y2 != nullptr;
+    if (!epilogue_.clamp || (second && !epilogue_.clamp2)) return End::kKeep;
+    if (tile.valid != blocks * kBlock) return End::kKeep;
+    if (epilogue_.residual == nullptr) return second ? End::kPlainSecond : End::kPlain;
+    if (tile.picks == nullptr) return second ? End::kSameSecond : End::kSame;
+    for (std::size_t block = 0; block < blocks; ++block) {
+      if (!tile.picks[block].near) return End::kKeep;
+    }
+    return second ? End::kPickedSecond : End::kPicked;
   }
 
   // Channels of all taps of a kernel's row, counted from the first tap.
@@ -701,46 +846,66 @@ class Unit {
     }
   }
 
-  std::size_t piece_blocks() const { return (blocks_ + pieces_ - 1) / pieces_; }
-  std::size_t tile_pixels(std::size_t pieces) const {
-    return Tiling(call_, most_pixels((blocks_ + pieces - 1) / pieces)).mean();
+  std::size_t tile_pixels(std::size_t blocks, std::size_t pieces) const {
+    return Tiling(call_, most_pixels((blocks + pieces - 1) / pieces)).mean();
   }
 
-  // The panel's rows for a range of taps and of channels, as they are stored or packed here.
-  const float* weights(std::size_t tap, std::size_t last_tap, std::size_t row,
-                       std::size_t last_row) {
-    if (call_.packed != nullptr) return packed_ + (tap * call_.reduction + row) * width_;
+  // Packs the panels' rows for a part of the reduction.
+  void pack(const Range& range) {
     std::size_t first = 0;
     for (std::size_t s = 0; s < call_.slab_count; ++s) {
       const Slab& slab = call_.slabs[s];
-      const std::size_t begin = std::max(first, row), end = std::min(first + slab.rows, last_row);
+      const std::size_t begin = std::max(first, range.row);
+      const std::size_t end = std::min(first + slab.rows, range.last_row);
       if (begin < end) {
-        if (selected_ == nullptr || selected_->bits != slab.bits ||
-            selected_->filters != slab.filters) {
-          selection_ = Selection(slab, first_filter_, filters_);
-          selected_ = &slab;
-        }
-        for (std::size_t t = tap; t < last_tap; ++t) {
-          const float* from = slab.data + (t * slab.rows + begin - first) * slab.filters;
-          float* to = scratch_.panel + ((t - tap) * (last_row - row) + begin - row) * width_;
-          selection_.pack(from, slab.filters, end - begin, to, width_);
+        select(slab);
+        for (std::size_t tap = range.tap; tap < range.last_tap; ++tap) {
+          const float* const from = slab.data + (tap * slab.rows + begin - first) * slab.filters;
+          const std::size_t to =
+              (tap - range.tap) * (range.last_row - range.row) + begin - range.row;
+          pack_rows(from, slab.filters, end - begin, to, range.rows());
         }
       }
       first += slab.rows;
     }
-    return scratch_.panel;
+  }
+
+  void select(const Slab& slab) {
+    if (selected_ != nullptr && selected_->bits == slab.bits && selected_->filters == slab.filters) {
+      return;
+    }
+    selected_ = &slab;
+    for (std::size_t i = 0; i < count_; ++i) {
+      selections_[i] = Selection(slab, first_filter_ + panels_[i].begin, panels_[i].filters);
+    }
+  }
+
+  // A few rows at a time, so that they stay in L1 from one panel to the next.
+  void pack_rows(const float* from, std::size_t stored, std::size_t rows, std::size_t to,
+                 std::size_t of) {
+    const std::size_t few = count_ == 1 ? 8 : 4;
+    for (std::size_t row = 0; row < rows; row += few) {
+      const std::size_t count = std::min(few, rows - row);
+      for (std::size_t i = 0; i < count_; ++i) {
+        const std::size_t width = panels_[i].blocks * kBlock;
+        float* const out = scratch_.panel + panels_[i].begin * of + (to + row) * width;
+        selections_[i].pack(from + row * stored, stored, count, out, width);
+      }
+    }
   }
 
   const Convolution& call_;
   const Epilogue& epilogue_;
   std::size_t group_;
   Scratch scratch_;
-  std::size_t taps_, blocks_, first_filter_, filters_, width_;
-  std::size_t pieces_ = 1;  // tiles side by side in a panel
+  std::size_t taps_, first_filter_, filters_, width_;
+  std::size_t count_;
+  std::array<Panel, kMaxPanels> panels_;
+  std::size_t piece_ = 1;  // blocks of a panel that a tile takes
   bool merged_ = false;
   const float* packed_ = nullptr;
-  std::array<Pick, kPanelBlocks> picks_;
-  Selection selection_;               // of the slab below, and of others with the same bits
+  std::array<Pick, kMaxPanels * kPanelBlocks> picks_;
+  std::array<Selection, kMaxPanels> selections_;  // of the slab below and others with its bits
   const Slab* selected_ = nullptr;
 };
 
@@ -748,16 +913,19 @@ struct Job {
   const Convolution* call;
   const Epilogue* epilogue;
   const Parallel* parallel;
-  std::size_t panels;
+  std::size_t panels;  // of a group
+  std::size_t taken;   // by a unit
+  std::size_t units;   // of a group
   std::size_t shares;
 };
 
 inline void run_unit(void* argument, std::size_t number, std::size_t worker) {
   const Job& job = *static_cast<const Job*>(argument);
-  const std::size_t share = number % job.shares, panel = number / job.shares;
-  Unit unit(*job.call, *job.epilogue, panel / job.panels, panel % job.panels,
-            job.parallel->scratch + worker * kScratchBytes);
-  unit.run(Unit::kShares * share / job.shares, Unit::kShares * (share + 1) / job.shares);
+  const std::size_t share = number % job.shares, unit = number / job.shares;
+  const std::size_t first = unit % job.units * job.taken;
+  Unit work(*job.call, *job.epilogue, unit / job.units, first,
+            std::min(job.panels, first + job.taken), job.parallel->scratch + worker * kScratchBytes);
+  work.run(Unit::kShares * share / job.shares, Unit::kShares * (share + 1) / job.shares);
 }
 
 }  // namespace conv
@@ -766,12 +934,13 @@ inline void convolution(const Convolution& call, const Parallel& parallel) {
   const conv::Clamp clamp = conv::clamp_of(call.activation);
   const conv::Clamp clamp2 = conv::clamp_of(call.activation2);
   const conv::Epilogue epilogue = {call.scale,  call.shift,   call.residual, call.y,
-                                   clamp.low,   clamp.high,   clamp.all,     call.scale2,
-                                   call.shift2, call.y2,      clamp2.low,    clamp2.high,
-                                   clamp2.all,  &call};
+                                   clamp.low,   clamp.high,   call.activation.code != 0,
+                                   clamp.all,   call.scale2,  call.shift2,   call.y2,
+                                   clamp2.low,  clamp2.high,  clamp2.all,    &call};
   const std::size_t panels = conv::Panels(call.filters / call.groups).count;
-  conv::Job job = {&call, &epilogue, &parallel, panels, 1};
-  const std::size_t units = call.groups * panels;
+  const std::size_t taken = conv::Unit::panels_per_unit(call, parallel.workers);
+  conv::Job job = {&call, &epilogue, &parallel, panels, taken, (panels + taken - 1) / taken, 1};
+  const std::size_t units = call.groups * job.units;
   // The busiest worker should have at most an eighth more than its share.
   while (job.shares < 4 * parallel.workers) {
     const std::size_t total = units * job.shares;

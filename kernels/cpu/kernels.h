@@ -134,9 +134,9 @@ struct Convolution {
   const float* packed;  // form 1, or null
   const float* x;
   float* y;
-  const float* scale;     // filters, or null
-  const float* shift;     // filters, or null
-  const float* residual;  // as y, or null
+  const float* scale;                  // filters, or null
+  const float* shift;                  // filters, or null
+  const float* residual;               // as y, or null
   const std::int32_t* residual_index;  // filters positions in the residual's channels, or null
   std::size_t residual_channels;
   Activation activation;

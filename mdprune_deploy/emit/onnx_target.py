@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -60,6 +60,8 @@ class OnnxTarget:
         domains: The names of all domains.
         layout: The blocked layout to make ready-optimised variants for; None makes none. It must
             be this host's: the installed runtime does the work.
+        stems: A file name without suffix per domain; from the names where None.
+        weights: The name of the weight file; another one beside those of a bundle that is added to.
 
     Attributes:
         store: The shared store, for its figures.
@@ -70,12 +72,16 @@ class OnnxTarget:
         root: Path,
         domains: Sequence[str],
         layout: BlockedLayout | None,
+        *,
+        stems: Mapping[str, str] | None = None,
+        weights: str = WEIGHTS,
     ) -> None:
         self._folder = root / FOLDER
-        self._stems = file_stems(domains)
+        self._stems = file_stems(domains) if stems is None else dict(stems)
         self._layout = layout
-        self._folder.mkdir()
-        self.store = StoreWriter(self._folder / WEIGHTS)
+        self._folder.mkdir(exist_ok=weights != WEIGHTS)
+        self.store = StoreWriter(self._folder / weights)
+        self._weights = weights
 
     def __enter__(self) -> OnnxTarget:
         return self
@@ -113,7 +119,7 @@ class OnnxTarget:
             variant = write_mapped(proto, path, self.store, domain, self._layout)
             mapped = (dataclasses.replace(variant, file=f"{FOLDER}/{variant.file}"),)
             self.store.flush()
-        files = OnnxFiles(f"{FOLDER}/{path.name}", f"{FOLDER}/{WEIGHTS}", mapped)
+        files = OnnxFiles(f"{FOLDER}/{path.name}", f"{FOLDER}/{self._weights}", mapped)
         return dataclasses.replace(described, onnx=files)
 
 

@@ -172,7 +172,7 @@ class NativeTarget:
             found[domain] = NativeFiles(
                 f"{FOLDER}/{path.name}", weights, plan.arena, pending.params, pending.macs
             )
-        self._write_index(index)
+        write_index(self._folder, index)
         if not self.store.size:
             (self._folder / self._files.name).unlink()  # all is there already
         return found
@@ -187,8 +187,10 @@ class NativeTarget:
         tensors = self._files.tensors()
         write_record(Record(orders, tuple(self._shared.entries), tensors, used), self._folder)
 
-    def _write_index(self, index: list[tuple[str, str, int]]) -> None:
-        (self._folder / INDEX).write_bytes(index_bytes(index))
+
+def write_index(folder: Path, plans: Sequence[tuple[str, str, int]]) -> None:
+    """Writes the index of a bundle's `native` folder: domain, plan file and its size."""
+    (folder / INDEX).write_bytes(index_bytes(plans))
 
 
 def free_name(folder: Path, pattern: str) -> str:
