@@ -39,7 +39,7 @@ def test_the_timed_call_is_the_second_of_a_turn(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_figures_of_every_domain() -> None:
-    found = bench(bundle(), seconds=0.01)
+    found = bench(bundle(), engine="onnxruntime", seconds=0.01)
     figures = read_bundle(bundle()).manifest.report.domains
     assert [timing.domain for timing in found] == list(DOMAINS)
     for timing in found:

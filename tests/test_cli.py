@@ -20,6 +20,7 @@ from tiny_checkpoints import DOMAINS, LABELS, bundle, checkpoint, network, score
 from typer.testing import CliRunner, Result
 
 import mdprune_deploy as mdp
+from mdprune_deploy.bench import DEFAULT_ENGINE
 from mdprune_deploy.bundle import read_bundle
 from mdprune_deploy.checkpoint import masks_of
 from mdprune_deploy.cli import app
@@ -180,7 +181,7 @@ def test_run_writes_the_output(tmp_path: Path) -> None:
     out = tmp_path / "y.npy"
     result = mdprune("run", bundle(), "--domain", "first", tmp_path / "x.npy", "--output", out)
     assert result.exit_code == 0 and f"wrote {out}" in result.stdout
-    engine = mdp.load(bundle(), "first", engine="onnxruntime")
+    engine = mdp.load(bundle(), "first", engine=DEFAULT_ENGINE)
     np.testing.assert_array_equal(np.load(out), engine(x.astype(np.float32)))
 
 
@@ -320,7 +321,8 @@ def test_unknown_names() -> None:
     refused(mdprune("bench", bundle(), "--seconds", "nan"), 2, "seconds is nan")
 
 
-def test_a_missing_backend() -> None:
+def test_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdprune_deploy.engines.native.library_path", lambda: None)
     refused(mdprune("bench", bundle(), "--engine", "native"), 7, "native")
     refused(mdprune("bench", bundle(), "--engine", "tensorrt"), 7, "tensorrt")
     refused(

@@ -82,7 +82,7 @@ def test_a_good_bundle_passes_in_every_engine() -> None:
     layout = host_layout()
     assert layout is not None
     for check in found.values():
-        assert set(check.engines) == {
+        assert {name for name in check.engines if not name.startswith("native ")} == {
             "onnxruntime portable",
             f"onnxruntime {layout.isa}-mapped",
         }
@@ -200,7 +200,8 @@ def test_a_variant_of_another_host_is_said_to_be_left_out(copy: Path) -> None:
     result = verify(copy, checkpoint(), "--json")
     assert result.exit_code == 0
     for domain in json.loads(result.stdout)["domains"].values():
-        assert list(domain["engines"]) == ["onnxruntime portable"]
+        ran = [name for name in domain["engines"] if name.startswith("onnxruntime ")]
+        assert ran == ["onnxruntime portable"]
         assert "with ONNX Runtime 1.0.0" in domain["skipped"]["onnxruntime mapped"]
     assert "first: onnxruntime mapped was not run: " in result.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 import torch
 from interpreted import InterpretedEngine
 from torch import nn
+from typer.testing import CliRunner
 
 import mdprune_deploy as mdp
 from mdprune_deploy import extend, pipeline
 from mdprune_deploy.bundle import read_bundle
+from mdprune_deploy.cli import app
 from mdprune_deploy.emit.native.record import read_record
 
 
@@ -359,3 +362,21 @@ def test_a_record_that_is_damaged(bundle: Path, old: str, new: str, message: str
     with pytest.raises(mdp.BundleError) as caught:
         read_record(bundle / "native")
     assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_commands(given: mdp.Checkpoint, bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.pt"
+    torch.manual_seed(0)
+    mdp.save_checkpoint(path, Net().eval(), torch.randn(1, 3, 6, 6), {"new": domain(3)})
+    runner = CliRunner(env={"COLUMNS": "200"})
+    result = runner.invoke(app, ["add", str(bundle), str(path), "--json"])
+    assert result.exit_code == 0
+    change = json.loads(result.stdout)
+    assert (change["domain"], change["action"], change["version"]) == ("new", "added", 1)
+    assert runner.invoke(app, ["add", str(bundle), str(path)]).exit_code == 2
+    result = runner.invoke(app, ["add", str(bundle), str(path), "--force"])
+    assert result.exit_code == 0 and "replaced 'new', largest error" in result.stdout
+    result = runner.invoke(app, ["drop", str(bundle), "new"])
+    assert result.exit_code == 0 and "dropped 'new'" in result.stdout
+    assert runner.invoke(app, ["drop", str(bundle), "new"]).exit_code == 2
+    assert_exact(bundle, given, "a", "b", "c")
