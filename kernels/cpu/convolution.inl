@@ -37,6 +37,8 @@ constexpr std::size_t most_pixels(std::size_t blocks) {
   return fit < kMaxPixels ? fit : kMaxPixels;
 }
 
+constexpr std::ptrdiff_t kLine = 64;  // bytes of a cache line
+
 // Layout of a worker's scratch memory, in floats.
 constexpr std::size_t kZeroRow = 32768;   // the widest padded input whose tiles have several pixels
 constexpr std::size_t kMaxTaps = 1024;    // per pass
@@ -156,6 +158,8 @@ struct Pass {
   float* sums;              // pixels x blocks x 16
   bool first;               // the sums begin at zero
   End end;
+  const char* ahead;        // what is read next: one line is brought to L2 per row, up to
+  const char* ahead_last;   // this one
 };
 
 template <std::size_t P, std::size_t V>
@@ -164,6 +168,8 @@ inline void multiply(const Pass& pass, Vec (&acc)[P][V]) {
   const float* const* pointers = pass.pointers;
   const std::size_t step = pass.step;
   const std::int32_t* const end = pass.index + pass.rows;
+  const char* ahead = pass.ahead;
+  const char* const ahead_last = pass.ahead_last;
   for (std::size_t tap = 0; tap < pass.taps; ++tap, pointers += P) {
     if (pointers[0] == nullptr) {
       w += pass.rows * step;
@@ -174,6 +180,8 @@ inline void multiply(const Pass& pass, Vec (&acc)[P][V]) {
     for (std::size_t p = 0; p < P; ++p) x[p] = pointers[p];
     for (const std::int32_t* i = pass.index; i != end; ++i, w += step) {
       const std::ptrdiff_t channel = *i;
+      __builtin_prefetch(ahead, 0, 2);
+      ahead = ahead < ahead_last ? ahead + kLine : ahead_last;
       Vec row[V];
 #pragma GCC unroll 8
       for (std::size_t v = 0; v < V; ++v) row[v] = Vec::load(w + v * Vec::kLanes);
@@ -294,7 +302,7 @@ inline void finish_vector(const Epilogue& e, const Tile& tile, std::size_t begin
   const Pick* const pick = kind == Residual::kPicked ? tile.picks + begin / kBlock : nullptr;
   const float* sums = tile.sums + begin;
   float* const y = e.y + filter;
-  float* const y2 = e.y2 + filter;
+  float* const y2 = second ? e.y2 + filter : nullptr;
   for (std::size_t p = 0; p < tile.count; ++p, sums += tile.width) {
     const std::size_t pixel = tile.pixels[p];
     Vec value = fma(Vec::load(sums), scale, shift);
@@ -643,6 +651,91 @@ class Tiling {
   std::size_t even_, longer_;  // length of a tile, and how many are one longer, where phases_ is 1
 };
 
+// How a convolution is cut: panels that a unit of work takes, and rows and taps of a pass.
+struct Cut {
+  static constexpr std::size_t kMaxPanels = 32;
+
+  std::size_t panels, rows, taps;
+  bool merged;  // whether taps of a kernel's row may count as one
+
+  Cut(const Convolution& call, std::size_t workers) {
+    const Panels all(call.filters / call.groups);
+    const Window& w = call.window;
+    const std::size_t every_tap = w.kernel[0] * w.kernel[1] * w.kernel[2];
+    const std::size_t widest = kPanelBlocks * kBlock;
+    // Tiles need not be full.
+    const std::size_t pixels = call.batch * w.output[0] * w.output[1] * w.output[2];
+    const std::size_t kept = (pixels + kMaxPixels - 1) / kMaxPixels * kMaxPixels * 2;
+    const std::size_t at_once = kPanel / (widest * every_tap * call.reduction);
+    const std::size_t waiting = kPartial / (widest * kept);
+    const std::size_t share = (all.count + workers - 1) / workers;
+    const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
+    panels = std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
+    const std::size_t fit =
+        std::min(kPanel / (all.first_block(panels) * kBlock), kMaxRows);
+    rows = std::min(call.reduction, fit);
+    taps = std::min({every_tap, fit / rows, kMaxTaps});
+    const std::size_t across = w.kernel[2];
+    merged = across > 1 && !call.transposed && rows == call.reduction && taps >= across &&
+             across * rows <= kMaxRows;
+    if (merged) taps -= taps % across;
+  }
+};
+
+// Part of the reduction.
+struct Range {
+  std::size_t tap, last_tap, row, last_row;
+  std::size_t rows() const { return (last_tap - tap) * (last_row - row); }
+};
+
+// The stored weights of a range and some filters, line after line, to be fetched before they are
+// read: late layers hold more weights than caches do, and the sums leave the memory idle.
+class Ahead {
+ public:
+  Ahead() = default;
+  // Of the filters, `first` to `last` in hundreds of all, as nearly as they lie in order.
+  Ahead(const Convolution& call, const Range& range, std::size_t first, std::size_t last)
+      : call_(&call), range_(range), first_(first), last_(last), tap_(range.tap) {}
+
+  // The next piece that lies in one place; false where nothing is left.
+  bool next(const char** begin, const char** end) {
+    if (call_ == nullptr || call_->packed != nullptr) return false;
+    while (slab_ < call_->slab_count) {
+      const Slab& slab = call_->slabs[slab_];
+      const std::size_t from = std::max(before_, range_.row);
+      const std::size_t to = std::min(before_ + slab.rows, range_.last_row);
+      if (from + row_ < to && tap_ < range_.last_tap) {
+        const float* const row = slab.data + (tap_ * slab.rows + from - before_ + row_) * slab.filters;
+        std::size_t count = slab.filters;
+        if (first_ == 0 && last_ == kAll) {
+          count *= to - from;
+          ++tap_;
+        } else {
+          count = slab.filters * (last_ - first_) / kAll;
+          ++row_;
+        }
+        *begin = reinterpret_cast<const char*>(row + slab.filters * first_ / kAll);
+        *end = *begin + count * sizeof(float);
+        return true;
+      }
+      row_ = 0;
+      if (from < to && first_ + kAll - last_ != 0 && ++tap_ < range_.last_tap) continue;
+      tap_ = range_.tap;
+      before_ += slab.rows;
+      ++slab_;
+    }
+    return false;
+  }
+
+  static constexpr std::size_t kAll = 1024;
+
+ private:
+  const Convolution* call_ = nullptr;
+  Range range_{};
+  std::size_t first_ = 0, last_ = kAll;
+  std::size_t slab_ = 0, before_ = 0, tap_ = 0, row_ = 0;
+};
+
 // One unit of work: panels of filters side by side on a share of the tiles.
 //
 // The reduction is cut into passes whose panels fit L2; sums wait in between where there are several.
@@ -650,10 +743,15 @@ class Tiling {
 // where packing weighs most, therefore take many panels and short passes.
 class Unit {
  public:
-  Unit(const Convolution& call, const Epilogue& epilogue, std::size_t group, std::size_t first_panel,
-       std::size_t last_panel, std::uint8_t* scratch)
-      : call_(call), epilogue_(epilogue), group_(group), scratch_(scratch) {
-    taps_ = taps_of(call);
+  Unit(const Convolution& call, const Epilogue& epilogue, const Cut& cut, std::size_t group,
+       std::size_t first_panel, std::size_t last_panel, const Parallel& parallel,
+       std::size_t worker)
+      : call_(call),
+        epilogue_(epilogue),
+        cut_(cut),
+        group_(group),
+        scratch_(parallel.scratch + worker * kScratchBytes) {
+    taps_ = call.window.kernel[0] * call.window.kernel[1] * call.window.kernel[2];
     const std::size_t per_group = call.filters / call.groups;
     const Panels panels(per_group);
     const std::size_t first = panels.first_block(first_panel);
@@ -661,6 +759,17 @@ class Unit {
     width_ = panels.first_block(last_panel) * kBlock - first_filter_;
     filters_ = std::min(per_group - first_filter_, width_);
     count_ = last_panel - first_panel;
+    share_begin_ = Ahead::kAll * first_panel / panels.count;
+    share_end_ = Ahead::kAll * last_panel / panels.count;
+    if (last_panel < panels.count) {
+      const std::size_t following = std::min(panels.count, last_panel + cut.panels);
+      upcoming_ = Ahead(call, pass_at(0, 0), share_end_, Ahead::kAll * following / panels.count);
+    } else if (parallel.next != nullptr) {
+      const Convolution& next = *parallel.next;
+      const Cut its(next, parallel.workers);
+      const std::size_t of = Panels(next.filters / next.groups).count;
+      upcoming_ = Ahead(next, {0, its.taps, 0, its.rows}, 0, Ahead::kAll * its.panels / of);
+    }
     for (std::size_t i = 0; i < count_; ++i) {
       const std::size_t block = panels.first_block(first_panel + i);
       const std::size_t blocks = panels.first_block(first_panel + i + 1) - block;
@@ -673,19 +782,6 @@ class Unit {
       packed_ = call.packed + group * whole + first_filter_ * taps_ * call.reduction;
     }
     pick();
-  }
-
-  // How many panels a unit takes.
-  static std::size_t panels_per_unit(const Convolution& call, std::size_t workers) {
-    const std::size_t panels = Panels(call.filters / call.groups).count;
-    const Window& w = call.window;
-    const std::size_t widest = kPanelBlocks * kBlock;
-    const std::size_t pixels = call.batch * w.output[0] * w.output[1] * w.output[2];
-    const std::size_t at_once = kPanel / (widest * taps_of(call) * call.reduction);
-    const std::size_t waiting = kPartial / (widest * round_up(pixels));
-    const std::size_t share = (panels + workers - 1) / workers;
-    const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
-    return std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
   }
 
   // Runs the tiles of a share.
@@ -708,25 +804,19 @@ class Unit {
     }
     begin = tiling.count() * begin / kShares;
     end = tiling.count() * end / kShares;
-    const std::size_t rows_fit = std::min(kPanel / width_, kMaxRows);
-    const std::size_t rows = std::min(call_.reduction, rows_fit);
-    std::size_t taps = std::min({taps_, rows_fit / rows, kMaxTaps});
-    const bool once = rows == call_.reduction && taps == taps_;
-    const std::size_t across = call_.window.kernel[2];
-    merged_ = across > 1 && !call_.transposed && rows == call_.reduction && taps >= across &&
-              across * rows <= kMaxRows;
-    if (merged_) {
-      taps -= taps % across;
-      merge_index();
-    }
+    merged_ = cut_.merged;
+    if (merged_) merge_index();
+    const bool once = cut_.rows == call_.reduction && cut_.taps == taps_;
     const std::size_t batch = once ? end - begin : kPartial / (kMaxPixels * width_);
     for (std::size_t from = begin; from < end; from += batch) {
       const std::size_t to = std::min(end, from + batch);
-      for (std::size_t tap = 0; tap < taps_; tap += taps) {
-        for (std::size_t row = 0; row < call_.reduction; row += rows) {
-          pass(tiling, from, to,
-               {tap, std::min(taps_, tap + taps), row, std::min(call_.reduction, row + rows)});
-        }
+      for (Range range = pass_at(0, 0);;) {
+        const Range next = after(range);
+        const bool last = next.last_row == 0;
+        ahead_ = !last ? Ahead(call_, next, share_begin_, share_end_) : upcoming_;
+        pass(tiling, from, to, range);
+        if (last) break;
+        range = next;
       }
     }
   }
@@ -734,25 +824,20 @@ class Unit {
   static constexpr std::size_t kShares = std::size_t{1} << 20;  // a whole, as shares of the tiles
 
  private:
-  static constexpr std::size_t kMaxPanels = 32;
-
   struct Panel {
     std::size_t begin;  // its first filter, counted from the unit's
     std::size_t blocks;
     std::size_t filters;
   };
 
-  // Part of the reduction.
-  struct Range {
-    std::size_t tap, last_tap, row, last_row;
-    std::size_t rows() const { return (last_tap - tap) * (last_row - row); }
-  };
-
-  static std::size_t taps_of(const Convolution& call) {
-    return call.window.kernel[0] * call.window.kernel[1] * call.window.kernel[2];
+  Range pass_at(std::size_t tap, std::size_t row) const {
+    return {tap, std::min(taps_, tap + cut_.taps), row,
+            std::min(call_.reduction, row + cut_.rows)};
   }
-  static std::size_t round_up(std::size_t pixels) {
-    return (pixels + kMaxPixels - 1) / kMaxPixels * kMaxPixels * 2;  // tiles need not be full
+  // The pass behind one; the last one has none, and its `last_row` is 0.
+  Range after(const Range& range) const {
+    if (range.last_row < call_.reduction) return pass_at(range.tap, range.last_row);
+    return range.last_tap < taps_ ? pass_at(range.last_tap, 0) : Range{};
   }
 
   void pick() {
@@ -812,6 +897,12 @@ class Unit {
                          group_ * (call_.filters / call_.groups) + first_filter_ + filter,
                          std::min(panel.filters - block * kBlock, wide * kBlock),
                          call_.residual_index != nullptr ? &picks_[filter / kBlock] : nullptr};
+      if (fetched_ >= fetch_end_ && !ahead_.next(&fetched_, &fetch_end_)) {
+        fetched_ = fetch_end_ = reinterpret_cast<const char*>(weights);
+      }
+      pass.ahead = fetched_;
+      pass.ahead_last = fetch_end_ - 1;
+      fetched_ += static_cast<std::ptrdiff_t>(pass.taps * pass.rows) * kLine;
       pass.weights = weights + block * kBlock;
       pass.end = last ? end_of(tile, wide) : End::kKeep;
       kTiles[wide][count](pass, epilogue_, tile);
@@ -896,16 +987,21 @@ class Unit {
 
   const Convolution& call_;
   const Epilogue& epilogue_;
+  const Cut& cut_;
   std::size_t group_;
   Scratch scratch_;
+  std::size_t share_begin_, share_end_;  // of the filters, for `Ahead`
+  Ahead ahead_, upcoming_;               // behind this pass, behind the last one
+  const char* fetched_ = nullptr;
+  const char* fetch_end_ = nullptr;
   std::size_t taps_, first_filter_, filters_, width_;
   std::size_t count_;
-  std::array<Panel, kMaxPanels> panels_;
+  std::array<Panel, Cut::kMaxPanels> panels_;
   std::size_t piece_ = 1;  // blocks of a panel that a tile takes
   bool merged_ = false;
   const float* packed_ = nullptr;
-  std::array<Pick, kMaxPanels * kPanelBlocks> picks_;
-  std::array<Selection, kMaxPanels> selections_;  // of the slab below and others with its bits
+  std::array<Pick, Cut::kMaxPanels * kPanelBlocks> picks_;
+  std::array<Selection, Cut::kMaxPanels> selections_;  // of the slab below and others with its bits
   const Slab* selected_ = nullptr;
 };
 
@@ -913,18 +1009,18 @@ struct Job {
   const Convolution* call;
   const Epilogue* epilogue;
   const Parallel* parallel;
+  Cut cut;
   std::size_t panels;  // of a group
-  std::size_t taken;   // by a unit
   std::size_t units;   // of a group
-  std::size_t shares;
+  std::size_t shares;  // of a unit's tiles
 };
 
 inline void run_unit(void* argument, std::size_t number, std::size_t worker) {
   const Job& job = *static_cast<const Job*>(argument);
   const std::size_t share = number % job.shares, unit = number / job.shares;
-  const std::size_t first = unit % job.units * job.taken;
-  Unit work(*job.call, *job.epilogue, unit / job.units, first,
-            std::min(job.panels, first + job.taken), job.parallel->scratch + worker * kScratchBytes);
+  const std::size_t first = unit % job.units * job.cut.panels;
+  Unit work(*job.call, *job.epilogue, job.cut, unit / job.units, first,
+            std::min(job.panels, first + job.cut.panels), *job.parallel, worker);
   work.run(Unit::kShares * share / job.shares, Unit::kShares * (share + 1) / job.shares);
 }
 
@@ -938,8 +1034,9 @@ inline void convolution(const Convolution& call, const Parallel& parallel) {
                                    clamp.all,   call.scale2,  call.shift2,   call.y2,
                                    clamp2.low,  clamp2.high,  clamp2.all,    &call};
   const std::size_t panels = conv::Panels(call.filters / call.groups).count;
-  const std::size_t taken = conv::Unit::panels_per_unit(call, parallel.workers);
-  conv::Job job = {&call, &epilogue, &parallel, panels, taken, (panels + taken - 1) / taken, 1};
+  const conv::Cut cut(call, parallel.workers);
+  conv::Job job = {&call, &epilogue, &parallel, cut, panels,
+                   (panels + cut.panels - 1) / cut.panels, 1};
   const std::size_t units = call.groups * job.units;
   // The busiest worker should have at most an eighth more than its share.
   while (job.shares < 4 * parallel.workers) {

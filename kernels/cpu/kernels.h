@@ -22,6 +22,8 @@ struct Parallel {
   void* self;
   std::size_t workers;
   std::uint8_t* scratch;  // workers x kScratchBytes
+  // The convolution that runs next, whose weights may be fetched meanwhile, or null.
+  const struct Convolution* next = nullptr;
 };
 
 enum ActivationCode : std::uint32_t {

@@ -139,13 +139,14 @@ mdp_status Context::run_steps(std::size_t batch, const float* const* inputs,
                               float* const* outputs) {
   const Plan& plan = model_.shared->domains[domain_].plan;
   const auto run = callers_loop_ != nullptr ? run_callers : pool_ != nullptr ? run_pool : run_alone;
-  const cpu::Parallel parallel{run, this, workers_, scratch_.data()};
+  cpu::Parallel parallel{run, this, workers_, scratch_.data(), nullptr};
   start_profile(plan);
   for (std::size_t image = 0; image < batch; ++image) {
     const Memory memory{arena_.data(), inputs, outputs, image};
     for (std::size_t i = 0; i < plan.steps.size(); ++i) {
       using Clock = std::chrono::steady_clock;
       const auto start = profiles_ ? Clock::now() : Clock::time_point{};
+      parallel.next = plan.steps[i].next;
       plan.steps[i].run->run(memory, kernels_, parallel);
       if (profiles_) {
         const auto passed = std::chrono::nanoseconds(Clock::now() - start).count();

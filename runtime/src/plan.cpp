@@ -169,7 +169,7 @@ void read_steps(Reader& reader, const Header& header, Plan& plan,
             "an operator's words are outside of the table");
     try {
       Words operands(words + first, count, tensors, written);
-      plan.steps.push_back({name, operator_kind(code), read_operator(code, operands)});
+      plan.steps.push_back({name, operator_kind(code), read_operator(code, operands), nullptr});
     } catch (const Failure& failure) {
       throw Failure(failure.status(),
                     "operator " + std::to_string(i) + " (" + name + "): " + failure.what());
@@ -177,6 +177,11 @@ void read_steps(Reader& reader, const Header& header, Plan& plan,
   }
   require(std::all_of(written.begin(), written.end(), [](bool done) { return done; }),
           "no operator writes an output");
+  const cpu::Convolution* next = nullptr;
+  for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step) {
+    step->next = next;
+    if (const cpu::Convolution* convolution = step->run->convolution()) next = convolution;
+  }
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ struct Step {
   const char* name;
   const char* kind;
   std::unique_ptr<const Operator> run;
+  const cpu::Convolution* next;  // the convolution behind this one, or null
 };
 
 struct Plan {

@@ -17,7 +17,6 @@ class Convolution : public Operator {
   void run(const Memory& memory, const cpu::Kernels& kernels,
            const cpu::Parallel& parallel) const override {
     cpu::Convolution now = constant;
-    now.slabs = slabs.empty() ? nullptr : slabs.data();
     now.x = x.read(memory);
     now.y = y.write(memory);
     now.scale = scale.read(memory);
@@ -28,6 +27,7 @@ class Convolution : public Operator {
     now.shift2 = shift2.read(memory);
     kernels.convolution(now, parallel);
   }
+  const cpu::Convolution* convolution() const override { return &constant; }
 };
 
 std::size_t count_bits(const std::uint32_t* words, std::size_t count) {
@@ -80,6 +80,7 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
     made.slabs.push_back(read_slab(words, taps, c.filters));
     c.reduction += made.slabs.back().rows;
   }
+  c.slabs = made.slabs.data();
   c.slab_count = made.slabs.size();
 }
 

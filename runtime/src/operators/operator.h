@@ -19,6 +19,8 @@ class Operator {
   // Allocates nothing; may be called by many threads at once, each with its own memory.
   virtual void run(const Memory& memory, const cpu::Kernels& kernels,
                    const cpu::Parallel& parallel) const = 0;
+  // The convolution that this operator is, without its operands, or null.
+  virtual const cpu::Convolution* convolution() const { return nullptr; }
 };
 
 class Words;
