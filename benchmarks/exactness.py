@@ -27,6 +27,7 @@ from .harness import (
     inputs_of,
     make_case,
     masked_dense,
+    native_call,
     reference,
     relative_error,
     save,
@@ -55,7 +56,7 @@ def network_rows(network: str, style: str, count: int, folder: Path) -> list[Row
 def checkpoint_rows(path: Path, folder: Path) -> list[Row]:
     """Compiles a checkpoint of one input and one output and returns a row per domain."""
     checkpoint = mdp.load_checkpoint(path)
-    report = mdp.compile(checkpoint, folder / path.stem, targets=("onnx",))
+    report = mdp.compile(checkpoint, folder / path.stem, targets=("onnx", "native"))
     (example,) = checkpoint.examples.values()
     inputs = inputs_of(torch.from_numpy(np.asarray(example, dtype=np.float32)))
     expected = {}
@@ -82,6 +83,10 @@ def rows_of(
                 relative_error(engine_call(bundle, name, x, variant=variant)(), references[kind])
                 for kind, x in inputs.items()
             )
+        row["native"] = max(
+            relative_error(native_call(bundle, name, x)(), references[kind])
+            for kind, x in inputs.items()
+        )
         row["MACs left"] = figures.macs_emitted / figures.macs_dense
         rows.append(row)
     return rows

@@ -112,11 +112,18 @@ def inputs_of(example: torch.Tensor) -> dict[str, Array]:
     }
 
 
-def compile_case(case: Case, folder: Path) -> tuple[Path, CompileReport]:
-    """Saves a case and compiles it for the onnx target; returns the bundle and the report."""
+def compile_case(
+    case: Case, folder: Path, targets: Sequence[str] = ("onnx", "native")
+) -> tuple[Path, CompileReport]:
+    """Saves a case and compiles it; returns the bundle and the report."""
     checkpoint, bundle = folder / f"{case.name}.pt", folder / case.name
     mdp.save_checkpoint(checkpoint, case.model, case.example, case.domains)
-    return bundle, mdp.compile(checkpoint, bundle, targets=("onnx",))
+    return bundle, mdp.compile(checkpoint, bundle, targets=tuple(targets))
+
+
+def dense_case(case: Case) -> Case:
+    """Returns the dense network of a case as a case of one domain without masks, named `dense`."""
+    return Case(f"{case.name}-dense", case.model, case.example, {"dense": Domain()})
 
 
 def export_onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Path:
@@ -166,6 +173,12 @@ def engine_call(
 ) -> Call:
     """Returns a call of a compiled domain of one output on `x`, by ONNX Runtime."""
     engine = load(bundle, domain, "onnxruntime", threads, variant=variant)
+    return lambda: np.asarray(engine(x))
+
+
+def native_call(bundle: Path, domain: str, x: Array, threads: int = 1) -> Call:
+    """Returns a call of a compiled domain of one output on `x`, by the native engine."""
+    engine = load(bundle, domain, "native", threads)
     return lambda: np.asarray(engine(x))
 
 

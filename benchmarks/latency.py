@@ -2,9 +2,12 @@
 
 The dense network is exported the plain way and opened with ONNX Runtime's defaults, spinning off
 (`dense`), and once more from the file that ONNX Runtime optimised ahead of time (`dense, offline`).
-Every domain runs in the mapped and in the portable variant; with `--openvino`, OpenVINO runs the
-dense model and the portable files. Every output is compared with PyTorch in float64 before and
-after. Run `python -m benchmarks.latency [--networks r50 wrn] [--threads 1]`.
+Every domain runs in the native engine, in the mapped and in the portable variant; `native dense` is
+the dense network compiled as a bundle of one domain without masks, in the native engine. With
+`--openvino`, OpenVINO runs the dense model and the portable files. Every output is compared with
+PyTorch in float64 before and after.
+
+Run `python -m benchmarks.latency [--networks r50 wrn] [--threads 1]`.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from .harness import (
     Call,
     Case,
     compile_case,
+    dense_case,
     engine_call,
     export_onnx,
     make_case,
     masked_dense,
     median_ms,
+    native_call,
     reference,
     runner,
     save,
@@ -56,6 +61,16 @@ def onnxruntime_runs(case: Case, bundle: Path, folder: Path, threads: int) -> Ru
     for domain in case.domains:
         for variant in ("mapped", "portable"):
             runs[variant, domain] = engine_call(bundle, domain, x, threads, variant)
+    return runs
+
+
+def native_runs(case: Case, bundle: Path, folder: Path, threads: int) -> Runs:
+    """Opens the dense network and every domain with the native engine."""
+    x = case.example.numpy()
+    dense, _ = compile_case(dense_case(case), folder, ("native",))
+    runs: Runs = {("native dense", ""): native_call(dense, "dense", x, threads)}
+    for domain in case.domains:
+        runs["native", domain] = native_call(bundle, domain, x, threads)
     return runs
 
 
@@ -128,7 +143,9 @@ def measure(case: Case, folder: Path, threads: int, rounds: int, openvino: bool)
     """Compiles a case, times it and returns its rows."""
     bundle, report = compile_case(case, folder)
     right = references(case)
-    groups = [onnxruntime_runs(case, bundle, folder, threads)]
+    groups = [
+        onnxruntime_runs(case, bundle, folder, threads) | native_runs(case, bundle, folder, threads)
+    ]
     if openvino:
         groups.append(openvino_runs(case, bundle, folder, threads))
     rows: list[Row] = []

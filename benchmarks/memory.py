@@ -1,21 +1,25 @@
 """Load time and memory of a bundle's domains beside one stock ONNX file each.
 
-Three set-ups load every domain and run each once, each in a fresh process, interleaved:
+The set-ups that a bundle's targets allow load every domain and run each once, each in a fresh
+process, interleaved:
 
+* `native`: the native engine, an engine and so an arena of activations for every domain;
+* `native, one`: the native engine, one arena that takes turns with all domains;
 * `mapped`: the ready-optimised variants of the bundle;
 * `portable`: the portable models of the bundle, optimised by ONNX Runtime while loading;
 * `stock`: the same models as files of their own, weights inside, default session options.
 
 Memory is the growth of the process's PSS (`smaps_rollup`) over an interpreter that has imported
-ONNX Runtime. Files are in the page cache. Run `python -m benchmarks.memory BUNDLE`.
+ONNX Runtime; `without arenas` leaves out activations, as the native runtime states their size (ONNX
+Runtime's are not known apart, and stay in). With bundles of one network and several numbers of
+domains, `MiB per further domain` compares each with the one before. Files are in the page cache.
+Run `python -m benchmarks.memory BUNDLE...`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -32,7 +36,10 @@ from mdprune_deploy.bundle import read_bundle
 from mdprune_deploy.engines import load
 from mdprune_deploy.manifest import DomainModel
 
-SETUPS = ("mapped", "portable", "stock")
+from .harness import save, show
+from .native import Context
+
+NATIVE, ONNX = ("native", "native, one"), ("mapped", "portable", "stock")
 MIB = 1 << 20
 TOLERANCE = 2e-5
 """Of max |y - stock| / max |stock|: each side may be 1e-5 from the reference."""
@@ -62,13 +69,43 @@ def write_stock_files(bundle_dir: Path, folder: Path) -> None:
         onnx.save(onnx.load(bundle.root / model.onnx.portable), folder / f"{index}.onnx")
 
 
-def load_bundle(bundle_dir: Path, variant: Any, threads: int) -> list[Callable[..., Any]]:
+def setups_of(bundle_dir: Path) -> tuple[str, ...]:
+    """Returns the set-ups for the targets of a bundle."""
+    model = next(iter(read_bundle(bundle_dir).manifest.models.values()))
+    return (() if model.native is None else NATIVE) + (() if model.onnx is None else ONNX)
+
+
+def load_bundle(bundle_dir: Path, setup: str, threads: int) -> list[Callable[..., Any]]:
     """Loads all domains of a bundle."""
     bundle = read_bundle(bundle_dir)
+    engine, variant = ("native", None) if setup == "native" else ("onnxruntime", setup)
     return [
-        load(bundle, domain, "onnxruntime", threads, variant=variant)
-        for domain in bundle.manifest.models
+        load(bundle, domain, engine, threads, variant=variant) for domain in bundle.manifest.models
     ]
+
+
+def load_one_context(bundle_dir: Path, threads: int) -> list[Callable[..., Any]]:
+    """Loads all domains of a bundle into one context."""
+    context = Context(bundle_dir, threads)
+
+    def opened(domain: int) -> Callable[..., Any]:
+        def run(*arrays: Any) -> Any:
+            outputs = context.arrays(domain, "output")
+            context.select(domain)
+            context.run(arrays, outputs)
+            return outputs[0] if len(outputs) == 1 else outputs
+
+        return run
+
+    return [opened(context.find(name)) for name in read_bundle(bundle_dir).manifest.models]
+
+
+def arenas_mib(setup: str, bundle_dir: Path, domains: int) -> float:
+    """Returns the activations' memory that the native runtime states for all contexts."""
+    if setup not in NATIVE:
+        return 0.0
+    with Context(bundle_dir) as context:
+        return context.memory().arena / MIB * (domains if setup == "native" else 1)
 
 
 def load_stock(folder: Path, count: int, threads: int) -> list[Callable[..., Any]]:
@@ -98,6 +135,8 @@ def measure(setup: str, bundle_dir: Path, stock: Path, threads: int, outputs: Pa
     start = time.perf_counter()
     if setup == "stock":
         engines = load_stock(stock, len(inputs), threads)
+    elif setup == "native, one":
+        engines = load_one_context(bundle_dir, threads)
     else:
         engines = load_bundle(bundle_dir, setup, threads)
     seconds = time.perf_counter() - start
@@ -108,6 +147,7 @@ def measure(setup: str, bundle_dir: Path, stock: Path, threads: int, outputs: Pa
         y if isinstance(y, np.ndarray) else np.concatenate([a.ravel() for a in y]) for y in results
     ]
     np.savez(outputs, *flat)
+    arenas = arenas_mib(setup, bundle_dir, len(inputs))
     print(
         json.dumps(
             {
@@ -116,6 +156,7 @@ def measure(setup: str, bundle_dir: Path, stock: Path, threads: int, outputs: Pa
                 "pss_mib": after["Pss"] - base["Pss"],
                 "pss_private_mib": after["Pss_Anon"] - base["Pss_Anon"],
                 "pss_mapped_mib": after["Pss_File"] - base["Pss_File"],
+                "without_arenas_mib": after["Pss"] - base["Pss"] - arenas,
             }
         )
     )
@@ -123,26 +164,28 @@ def measure(setup: str, bundle_dir: Path, stock: Path, threads: int, outputs: Pa
 
 def measure_all(bundle_dir: Path, threads: int, repeats: int) -> dict[str, dict[str, float]]:
     """Measures every set-up `repeats` times in processes of their own; returns the medians."""
-    samples: dict[str, list[dict[str, float]]] = {setup: [] for setup in SETUPS}
+    setups = setups_of(bundle_dir)
+    samples: dict[str, list[dict[str, float]]] = {setup: [] for setup in setups}
     with tempfile.TemporaryDirectory() as folder:
-        write_stock_files(bundle_dir, Path(folder))
+        if "stock" in setups:
+            write_stock_files(bundle_dir, Path(folder))
         for _ in range(repeats):
-            for setup in SETUPS:
+            for setup in setups:
                 command = [sys.executable, "-m", "benchmarks.memory", str(bundle_dir)]
                 command += ["--threads", str(threads), "--child", setup, folder]
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                 samples[setup].append(json.loads(done.stdout))
-        check_outputs(Path(folder))
+        check_outputs(Path(folder), setups)
     return {
         setup: {key: float(np.median([run[key] for run in runs])) for key in runs[0]}
         for setup, runs in samples.items()
     }
 
 
-def check_outputs(folder: Path) -> None:
-    """Stops if a set-up computed something else than the stock files."""
-    stock = np.load(folder / "stock.npz")
-    for setup in SETUPS:
+def check_outputs(folder: Path, setups: tuple[str, ...]) -> None:
+    """Stops if a set-up computed something else than the last: the stock files where there are."""
+    stock = np.load(folder / f"{setups[-1]}.npz")
+    for setup in setups:
         found = np.load(folder / f"{setup}.npz")
         for key in stock.files:
             error = np.abs(found[key] - stock[key]).max() / np.abs(stock[key]).max()
@@ -150,65 +193,51 @@ def check_outputs(folder: Path) -> None:
                 raise SystemExit(f"{setup}, output {key}: relative error {error:.1e}")
 
 
-def machine() -> dict[str, Any]:
-    """Says where and with what the figures were measured."""
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")]
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(
-        describe, cwd=Path(__file__).parent, check=False, capture_output=True, text=True
-    )
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "commit": commit.stdout.strip() or None,
-    }
+def rows_of(bundle_dir: Path, threads: int, repeats: int) -> list[dict[str, Any]]:
+    """Measures a bundle and returns a row per set-up."""
+    report = read_bundle(bundle_dir).manifest.report
+    dense = next(iter(report.domains.values())).params_dense * 4 / MIB
+    rows = []
+    for setup, found in measure_all(bundle_dir, threads, repeats).items():
+        row: dict[str, Any] = {"domains": len(report.domains), "set-up": setup}
+        row |= {"load ms": found["load_ms"], "PSS MiB": found["pss_mib"]}
+        row |= {"private": found["pss_private_mib"], "mapped": found["pss_mapped_mib"]}
+        row |= {"over dense": found["pss_mib"] / dense}
+        row |= {"without arenas": found["without_arenas_mib"]}
+        row |= {"without arenas over dense": found["without_arenas_mib"] / dense}
+        rows.append(row)
+    return rows
 
 
-def print_table(result: dict[str, Any]) -> None:
-    """Prints the figures and their ratios."""
-    setups = result["setups"]
-    dense, stock = result["dense_weights_mib"], setups["stock"]
-    print(f"{result['domains']} domains, {result['threads']} thread(s), {result['machine']}")
-    print(f"dense weights {dense:.1f} MiB; PSS over the bare runtime, after one run per domain")
-    print(
-        f"{'':10}{'load ms':>9}{'PSS MiB':>9}{'private':>9}{'mapped':>9}{'/stock':>8}{'/dense':>8}"
-    )
-    for setup, figures in setups.items():
-        print(
-            f"{setup:10}{figures['load_ms']:9.1f}{figures['pss_mib']:9.1f}"
-            f"{figures['pss_private_mib']:9.1f}{figures['pss_mapped_mib']:9.1f}"
-            f"{figures['pss_mib'] / stock['pss_mib']:8.2f}{figures['pss_mib'] / dense:8.2f}"
-        )
+def add_differences(rows: list[dict[str, Any]]) -> None:
+    """Adds to every row what a domain more takes, by the row of the same set-up before it."""
+    before: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        last = before.get(row["set-up"])
+        row["MiB per further domain"] = None
+        if last is not None and row["domains"] > last["domains"]:
+            further = row["domains"] - last["domains"]
+            difference = row["without arenas"] - last["without arenas"]
+            row["MiB per further domain"] = difference / further
+        before[row["set-up"]] = row
 
 
 def main() -> None:
-    """Parses the command line, measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("bundle", type=Path, help="directory written by mdprune compile")
+    """Runs the script."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bundles", type=Path, nargs="+", help="directories of mdprune compile")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--child", nargs=2, metavar=("SETUP", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         setup, folder = args.child[0], Path(args.child[1])
-        measure(setup, args.bundle, folder, args.threads, folder / f"{setup}.npz")
+        measure(setup, args.bundles[0], folder, args.threads, folder / f"{setup}.npz")
         return
-    report = read_bundle(args.bundle).manifest.report
-    dense = next(iter(report.domains.values())).params_dense * 4 / MIB
-    result = {
-        "machine": machine(),
-        "domains": len(report.domains),
-        "threads": args.threads,
-        "dense_weights_mib": dense,
-        "setups": measure_all(args.bundle, args.threads, args.repeats),
-    }
-    print_table(result)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    rows = [row for path in args.bundles for row in rows_of(path, args.threads, args.repeats)]
+    add_differences(rows)
+    show("Load time and memory, after one run per domain", rows)
+    print(save("memory", {"threads": args.threads, "repeats": args.repeats}, rows))
 
 
 if __name__ == "__main__":

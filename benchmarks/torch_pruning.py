@@ -39,6 +39,7 @@ from .harness import (
     make_case,
     masked_dense,
     median_ms,
+    native_call,
     reference,
     relative_error,
     runner,
@@ -169,7 +170,9 @@ def contestants(case: Case, folder: Path) -> list[Contestant]:
             found.append(Contestant(f"Torch-Pruning, {mode}", name, call, expected, left))
         left = report.domains[name].macs_emitted / report.domains[name].macs_dense
         call = engine_call(bundle, name, x)
-        found.append(Contestant("mdprune", name, call, expected, left))
+        found.append(Contestant("mdprune, ONNX Runtime", name, call, expected, left))
+        call = native_call(bundle, name, x)
+        found.append(Contestant("mdprune, native", name, call, expected, left))
     return found
 
 

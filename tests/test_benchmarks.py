@@ -8,11 +8,15 @@ import torch
 
 from benchmarks import (
     budget_tradeoff,
+    compile_case,
     compile_cost,
     exactness,
+    gather,
     harness,
     latency,
     layout,
+    memory,
+    switch,
     torch_pruning,
 )
 from benchmarks.environment import environment
@@ -188,10 +192,11 @@ def test_macs_are_counted_by_hand():
 SCRIPTS = {
     budget_tradeoff: (["--network", "wrn-tiny"], 6, "importance kept"),
     exactness: (["--networks", "wrn-tiny", "--styles", "learned", "--domains", "2"], 2, "mapped"),
-    latency: (["--networks", "wrn-tiny", "--domains", "2", "--rounds", "2"], 8, "over dense"),
+    latency: (["--networks", "wrn-tiny", "--domains", "2", "--rounds", "2"], 12, "over dense"),
+    gather: (["--network", "wrn-tiny", "--rounds", "1"], 8, "ratio"),
     layout: (["--networks", "wrn-tiny", "--counts", "2"], 2, "grouped"),
     compile_cost: (["--network", "wrn-tiny", "--counts", "1"], 1, "peak MiB"),
-    torch_pruning: (["--networks", "wrn-tiny", "--domains", "1", "--rounds", "2"], 4, "exact"),
+    torch_pruning: (["--networks", "wrn-tiny", "--domains", "1", "--rounds", "2"], 5, "exact"),
 }
 
 
@@ -208,3 +213,37 @@ def test_scripts_run_and_write_their_results(script, monkeypatch, tmp_path, caps
     if script is exactness:
         assert all(max(r["portable"], r["mapped"]) <= 1e-5 for r in result["rows"])
     assert str(path) in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folders = {count: tmp_path_factory.mktemp("bundle") for count in (2, 3)}
+    with pytest.MonkeyPatch.context() as patch:
+        for count, folder in folders.items():
+            arguments = ["--network", "wrn-tiny", "--domains", str(count)]
+            arguments += ["--targets", "native"] if count == 3 else []
+            patch.setattr(sys, "argv", ["script", str(folder), *arguments])
+            compile_case.main()
+    return [str(folder / "wrn-tiny-regular") for folder in folders.values()]
+
+
+def test_memory_is_measured_by_what_the_bundles_have(bundles, monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script", *bundles, "--repeats", "1"])
+    memory.main()
+    rows = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    setups = [(row["domains"], row["set-up"]) for row in rows]
+    assert setups == [
+        *((2, name) for name in (*memory.NATIVE, *memory.ONNX)),
+        *((3, name) for name in memory.NATIVE),
+    ]
+    assert all(row["without arenas"] <= row["PSS MiB"] for row in rows)
+    assert all((row["MiB per further domain"] is None) == (row["domains"] == 2) for row in rows)
+
+
+def test_a_switch_takes_less_than_a_millisecond(bundles, monkeypatch, tmp_path):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script", bundles[0], "--count", "100", "--runs", "10"])
+    switch.main()
+    (row,) = json.loads((tmp_path / "switch.json").read_text())["rows"]
+    assert 0 < row["back to back us"] < 1000 and 0 < row["between runs us"] < 1000
