@@ -1,7 +1,10 @@
 # make setup  the environment in .venv/
 # make demo   trains the example, compiles it, checks it, times it; ends with one table
-# make test   all tests
+# make test   all tests: those of C++ where GoogleTest is installed, then those of Python
 # make lint   format, lint and types
+# make test-native  C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer
+# make test-threads C++ tests with ThreadSanitizer
+# make test-arm     C++ tests cross-compiled for 64-bit ARM, under QEMU
 # make bench  the figures of the README (long); needs an idle machine
 # make random-graphs  the property tests on 3,000 random networks (minutes)
 # make nightly        all of the above
@@ -18,13 +21,20 @@ TESTS :=
 # `make random-graphs SEED=20260131` draws the networks of another day again.
 SEED := $(shell date +%Y%m%d)
 
+# Everything that the native runtime's library is made of.
+NATIVE := $(shell find runtime kernels -path runtime/tests -prune -o -path runtime/examples -prune -o -type f -print)
+CXX_FILES = $(filter-out kernels/cpu/convolution.inl,$(shell git ls-files 'runtime/*.h' 'runtime/*.hpp' 'runtime/*.c' 'runtime/*.cpp' 'kernels/*.h' 'kernels/*.inl' 'kernels/*.cpp'))
+GTEST := $(firstword $(wildcard /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h /usr/src/googletest/CMakeLists.txt))
+JOBS ?= 2
+comma := ,
+
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench random-graphs nightly
+.PHONY: setup demo test test-cpp test-native test-threads test-arm lint bench random-graphs nightly
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(NATIVE)
 	@python3 -m venv .venv
 	@echo "installing into .venv"
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check torch==2.13.0
@@ -39,29 +49,62 @@ demo: setup
 	$(MDPRUNE) bench $(DEMO)/bundle --against $(DEMO)/model.pt --json > $(DEMO)/bench.json
 	@$(PYTHON) examples/demo.py $(DEMO)
 
-test: setup
+test: test-cpp
 	@$(PYTHON) -m pytest $(TESTS)
+
+# $(call run_cpp_tests,FOLDER,OPTIONS) builds into build/FOLDER; ctest's output is shown if a test fails.
+define run_cpp_tests
+	@mkdir -p build
+	@.venv/bin/cmake -S runtime -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja \
+		-DMDPRUNE_TESTS=ON $(2) --log-level=ERROR > build/$(1).log 2>&1 || { cat build/$(1).log; exit 1; }
+	@.venv/bin/ninja -C build/$(1) -j$(JOBS) --quiet
+	@.venv/bin/ctest --test-dir build/$(1) -j$(JOBS) --output-on-failure > build/$(1)/tests.log 2>&1 || \
+		{ cat build/$(1)/tests.log; exit 1; }
+	@echo "C++, $(1): $$(grep 'tests passed' build/$(1)/tests.log)"
+endef
+
+# With TESTS only those run.
+test-cpp: setup
+ifneq ($(TESTS),)
+else ifeq ($(GTEST),)
+	@echo "C++ tests are not run: GoogleTest is not installed (Debian: libgtest-dev)"
+else
+	$(call run_cpp_tests,test,)
+endif
+
+test-native: setup
+	$(call run_cpp_tests,sanitize,-DMDPRUNE_SANITIZE=address$(comma)undefined)
+
+test-threads: setup
+	$(call run_cpp_tests,threads,-DMDPRUNE_SANITIZE=thread)
+
+test-arm: setup
+	$(call run_cpp_tests,aarch64,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtime/cmake/aarch64-linux-gnu.cmake)
 
 lint: setup
 	@$(PYTHON) -m ruff format --check --quiet .
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m mypy
+	@.venv/bin/clang-format --style=file:runtime/.clang-format --dry-run -Werror $(CXX_FILES)
 
-bench: setup $(BENCH)/r50-regular
+bench: setup $(BENCH)/6/r50-regular $(BENCH)/20/r50-regular
 	$(PYTHON) -m benchmarks.exactness $(addprefix --checkpoint ,$(wildcard $(DEMO)/model.pt))
 	$(PYTHON) -m benchmarks.latency --styles regular --openvino
 	$(PYTHON) -m benchmarks.latency --styles learned
 	$(PYTHON) -m benchmarks.latency --styles regular --threads 2
-	$(PYTHON) -m benchmarks.memory $(BENCH)/r50-regular
+	$(PYTHON) -m benchmarks.gather
+	$(PYTHON) -m benchmarks.memory $(BENCH)/6/r50-regular $(BENCH)/20/r50-regular
+	$(PYTHON) -m benchmarks.switch $(BENCH)/6/r50-regular
 	$(PYTHON) -m benchmarks.torch_pruning
 	$(PYTHON) -m benchmarks.budget_tradeoff
 	$(PYTHON) -m benchmarks.layout
 	$(PYTHON) -m benchmarks.compile_cost
 
-$(BENCH)/r50-regular: | setup
-	@mkdir -p $(@D)
-	@$(PYTHON) -c "from pathlib import Path; from benchmarks.harness import compile_case, make_case; \
-	compile_case(make_case('r50', 'regular'), Path('$(@D)'))"
+$(BENCH)/6/r50-regular: | setup
+	@$(PYTHON) -m benchmarks.compile_case $(@D) --domains 6
+
+$(BENCH)/20/r50-regular: | setup
+	@$(PYTHON) -m benchmarks.compile_case $(@D) --domains 20 --targets native
 
 random-graphs: setup
 	@echo "seed $(SEED)"

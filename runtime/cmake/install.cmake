@@ -1,4 +1,19 @@
-# make install: headers, libraries, a CMake package and a pkg-config file.
+# make install: headers, libraries, a CMake package and a pkg-config file. A build of the Python
+# package (SKBUILD) installs the component `python` instead: the shared library beside the modules,
+# in an editable install those of the source tree.
+
+if(SKBUILD)
+  set(python_package mdprune_deploy)
+  if(SKBUILD_STATE STREQUAL "editable")
+    get_filename_component(python_package ../mdprune_deploy ABSOLUTE)
+  endif()
+  # One file: wheels hold no links.
+  set_target_properties(mdprune PROPERTIES NO_SONAME ON)
+  set_property(TARGET mdprune PROPERTY VERSION)
+  set_property(TARGET mdprune PROPERTY SOVERSION)
+  install(TARGETS mdprune LIBRARY DESTINATION ${python_package} COMPONENT python)
+  return()
+endif()
 
 include(CMakePackageConfigHelpers)
 

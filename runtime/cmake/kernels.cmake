@@ -5,6 +5,10 @@ set(kernels ${CMAKE_CURRENT_SOURCE_DIR}/../kernels/cpu)
 
 # Contraction is off so that a vector and the tail of a loop round alike; kernels call fma themselves.
 set(kernel_options -O3 -ffp-contract=off)
+if(MDPRUNE_SANITIZE)
+  # GCC takes minutes to optimise kernels full of checks.
+  set(kernel_options -O1 -ffp-contract=off)
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC's own AVX-512 header reads variables that it means to be undefined.
   list(APPEND kernel_options -Wno-uninitialized -Wno-maybe-uninitialized)
