@@ -29,7 +29,7 @@ from .passes.lower import fold_batch_norms, to_float32
 from .verify import ARTIFACT_TOLERANCE, check, deviation, reference
 from .verify import Error as Deviation
 
-DEFAULT_ENGINE = "onnxruntime"
+DEFAULT_ENGINE = "native"
 DENSE = "dense"
 """Name of the only domain of a checkpoint that `unmasked` returns."""
 WARM_UP = 2

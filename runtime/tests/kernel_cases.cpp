@@ -243,6 +243,14 @@ void add_convolutions(std::vector<KernelCase>& cases) {
   c.filters = 75;
   c.index = true;
   add("deep", c);
+  // More panels than a unit takes, several passes, and an epilogue that stays in registers.
+  c.window = {{1, 7, 7}, {1, 7, 7}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
+  c.slabs = {{300, 2200}, {20, 2100}};
+  c.filters = 2100;
+  c.residual = c.second = true;
+  c.activation = {cpu::kRelu, 0, 0};
+  add("deep_and_wide", c);
+  c.residual = c.second = false;
   c.window = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
   c.slabs = {{3000, 211}};
   c.filters = 200;
