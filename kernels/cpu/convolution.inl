@@ -2,12 +2,12 @@
 //
 //   acc[p, f] = sum over taps t and channels r of x[pixel(p, t), index[r]] * W[f, r, t]
 //
-// Lanes run over filters. Weights are read as panels (rows of up to 64 filters): those of a slab are
-// packed into L2 as every GEMM packs them, except that filters which the domain does not use are left out
-// on the way; a private copy is stored as panels already. Input channels are selected by the address
-// alone: a row of a panel meets the activation at `index[r]`, so a subset costs what all channels cost.
-// A tile of pixels holds one pointer per tap and pixel; outside the image the pointer leads to
-// zeros, and a tap that is outside for the whole tile is skipped.
+// Lanes run over filters. Weights are read as panels (rows of up to 64 filters): those of a slab
+// are packed into L2 as every GEMM packs them, except that filters which the domain does not use
+// are left out on the way; a private copy is stored as panels already. Input channels are selected
+// by the address alone: a row of a panel meets the activation at `index[r]`, so a subset costs what
+// all channels cost. A tile of pixels holds one pointer per tap and pixel; outside the image the
+// pointer leads to zeros, and a tap that is outside for the whole tile is skipped.
 
 #include <algorithm>
 #include <array>
@@ -18,6 +18,14 @@
 #include "activation.inl"
 #include "kernels.h"
 #include "vec.h"
+
+// Sums of a tile live in registers where the loops over them are unrolled. With a sanitizer that
+// would be minutes of compilation.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MDPRUNE_UNROLL
+#else
+#define MDPRUNE_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 namespace mdprune::cpu::MDPRUNE_ISA {
 namespace conv {
@@ -40,8 +48,8 @@ constexpr std::size_t most_pixels(std::size_t blocks) {
 constexpr std::ptrdiff_t kLine = 64;  // bytes of a cache line
 
 // Layout of a worker's scratch memory, in floats.
-constexpr std::size_t kZeroRow = 32768;   // the widest padded input whose tiles have several pixels
-constexpr std::size_t kMaxTaps = 1024;    // per pass
+constexpr std::size_t kZeroRow = 32768;  // the widest padded input whose tiles have several pixels
+constexpr std::size_t kMaxTaps = 1024;   // per pass
 constexpr std::size_t kPanel = 96 * 1024;
 constexpr std::size_t kPartial = 96 * 1024;
 constexpr std::size_t kMaxRows = kPanel / kBlock;  // per pass
@@ -153,13 +161,13 @@ struct Pass {
   std::size_t taps;
   const std::int32_t* index;
   std::size_t rows;
-  const float* weights;     // taps x rows x `step`
-  std::size_t step;         // floats from one row of the panel to the next
-  float* sums;              // pixels x blocks x 16
-  bool first;               // the sums begin at zero
+  const float* weights;  // taps x rows x `step`
+  std::size_t step;      // floats from one row of the panel to the next
+  float* sums;           // pixels x blocks x 16
+  bool first;            // the sums begin at zero
   End end;
-  const char* ahead;        // what is read next: one line is brought to L2 per row, up to
-  const char* ahead_last;   // this one
+  const char* ahead;       // what is read next: one line is brought to L2 per row, up to
+  const char* ahead_last;  // this one
 };
 
 template <std::size_t P, std::size_t V>
@@ -176,19 +184,19 @@ inline void multiply(const Pass& pass, Vec (&acc)[P][V]) {
       continue;
     }
     const float* x[P];
-#pragma GCC unroll 8
+    MDPRUNE_UNROLL
     for (std::size_t p = 0; p < P; ++p) x[p] = pointers[p];
     for (const std::int32_t* i = pass.index; i != end; ++i, w += step) {
       const std::ptrdiff_t channel = *i;
       __builtin_prefetch(ahead, 0, 2);
       ahead = ahead < ahead_last ? ahead + kLine : ahead_last;
       Vec row[V];
-#pragma GCC unroll 8
+      MDPRUNE_UNROLL
       for (std::size_t v = 0; v < V; ++v) row[v] = Vec::load(w + v * Vec::kLanes);
-#pragma GCC unroll 8
+      MDPRUNE_UNROLL
       for (std::size_t p = 0; p < P; ++p) {
         const Vec value = Vec::all(x[p][channel]);
-#pragma GCC unroll 8
+        MDPRUNE_UNROLL
         for (std::size_t v = 0; v < V; ++v) acc[p][v] = fma(value, row[v], acc[p][v]);
       }
     }
@@ -217,7 +225,7 @@ inline void finish_in_registers(const Epilogue& e, const Tile& tile, const Vec (
   float* y[P];
   float* y2[P];
   const float* residual[P];
-#pragma GCC unroll 8
+  MDPRUNE_UNROLL
   for (std::size_t p = 0; p < P; ++p) {
     const std::size_t at = tile.pixels[p] * filters + tile.filter;
     y[p] = e.y + at;
@@ -229,7 +237,7 @@ inline void finish_in_registers(const Epilogue& e, const Tile& tile, const Vec (
   const float* const shift = e.shift != nullptr ? e.shift + tile.filter : nullptr;
   const float* const scale2 = e.scale2 != nullptr ? e.scale2 + tile.filter : nullptr;
   const float* const shift2 = e.shift2 != nullptr ? e.shift2 + tile.filter : nullptr;
-#pragma GCC unroll 8
+  MDPRUNE_UNROLL
   for (std::size_t v = 0; v < V; ++v) {
     const std::size_t at = v * Vec::kLanes;
     const Vec factor = scale != nullptr ? Vec::load(scale + at) : Vec::all(1.0F);
@@ -239,11 +247,12 @@ inline void finish_in_registers(const Epilogue& e, const Tile& tile, const Vec (
       factor2 = scale2 != nullptr ? Vec::load(scale2 + at) : Vec::all(1.0F);
       offset2 = shift2 != nullptr ? Vec::load(shift2 + at) : Vec::zero();
     }
-#pragma GCC unroll 8
+    MDPRUNE_UNROLL
     for (std::size_t p = 0; p < P; ++p) {
       Vec value = fma(acc[p][v], factor, offset);
       if constexpr (kind == Residual::kSame) value = value + Vec::load(residual[p] + at);
-      if constexpr (kind == Residual::kPicked) value = value + tile.picks[at / kBlock].near_load(residual[p]);
+      if constexpr (kind == Residual::kPicked)
+        value = value + tile.picks[at / kBlock].near_load(residual[p]);
       value = min(high, max(low, value));
       value.store(y[p] + at);
       if (second) min(high2, max(low2, fma(value, factor2, offset2))).store(y2[p] + at);
@@ -255,9 +264,9 @@ template <std::size_t P, std::size_t B>
 void run_tile(const Pass& pass, const Epilogue& e, const Tile& tile) {
   constexpr std::size_t V = B * kVectors;
   Vec acc[P][V];
-#pragma GCC unroll 8
+  MDPRUNE_UNROLL
   for (std::size_t p = 0; p < P; ++p) {
-#pragma GCC unroll 8
+    MDPRUNE_UNROLL
     for (std::size_t v = 0; v < V; ++v) {
       acc[p][v] = pass.first ? Vec::zero() : Vec::load(pass.sums + (p * V + v) * Vec::kLanes);
     }
@@ -273,9 +282,9 @@ void run_tile(const Pass& pass, const Epilogue& e, const Tile& tile) {
     case End::kKeep: break;
   }
   float* const sums = pass.sums;
-#pragma GCC unroll 8
+  MDPRUNE_UNROLL
   for (std::size_t p = 0; p < P; ++p) {
-#pragma GCC unroll 8
+    MDPRUNE_UNROLL
     for (std::size_t v = 0; v < V; ++v) acc[p][v].store(sums + (p * V + v) * Vec::kLanes);
   }
 }
@@ -306,7 +315,8 @@ inline void finish_vector(const Epilogue& e, const Tile& tile, std::size_t begin
   for (std::size_t p = 0; p < tile.count; ++p, sums += tile.width) {
     const std::size_t pixel = tile.pixels[p];
     Vec value = fma(Vec::load(sums), scale, shift);
-    if constexpr (kind == Residual::kSame) value = value + load(e.residual + pixel * filters + filter);
+    if constexpr (kind == Residual::kSame)
+      value = value + load(e.residual + pixel * filters + filter);
     if constexpr (kind == Residual::kPicked) {
       value = value + pick->load(e.residual + pixel * e.call->residual_channels, begin % kBlock);
     }
@@ -386,7 +396,8 @@ struct Panels {
   std::size_t count;
 
   explicit Panels(std::size_t filters)
-      : blocks((filters + kBlock - 1) / kBlock), count((blocks + kPanelBlocks - 1) / kPanelBlocks) {}
+      : blocks((filters + kBlock - 1) / kBlock),
+        count((blocks + kPanelBlocks - 1) / kPanelBlocks) {}
   std::size_t first_block(std::size_t panel) const {
     return panel * (blocks / count) + std::min(panel, blocks % count);
   }
@@ -434,11 +445,12 @@ class Selection {
   // Sixteen filters come from the 32 stored ones behind the first of them, and from further pairs
   // of vectors behind those where they lie wider apart.
   struct Block {
-    alignas(64) std::int32_t from[kBlock];  // filters behind `first`; their low 5 bits permute a pair
+    alignas(
+        64) std::int32_t from[kBlock];  // filters behind `first`; their low 5 bits permute a pair
     std::size_t first;
     std::size_t pairs;
-    std::uint32_t second;   // lanes that come from the second pair
-    bool whole;             // every lane is used, and a row holds all that unmasked loads read
+    std::uint32_t second;  // lanes that come from the second pair
+    bool whole;            // every lane is used, and a row holds all that unmasked loads read
     bool contiguous;
   };
 
@@ -446,7 +458,8 @@ class Selection {
     for (std::size_t begin = 0; begin < count_; begin += kBlock) {
       Block& block = blocks_[begin / kBlock];
       block.first = position[begin];
-      if (stored % kBlock == 0) block.first -= block.first % kBlock;  // rows are aligned, so loads are
+      if (stored % kBlock == 0)
+        block.first -= block.first % kBlock;  // rows are aligned, so loads are
       const std::size_t count = std::min(kBlock, count_ - begin);
       const std::size_t span = position[begin + count - 1] - block.first + 1;
       block.pairs = (span + 2 * kBlock - 1) / (2 * kBlock);
@@ -477,13 +490,13 @@ class Selection {
         _mm512_storeu_ps(to, _mm512_loadu_ps(from));
       }
     } else if (block.pairs == 1) {
-#pragma GCC unroll 4
+      MDPRUNE_UNROLL
       for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
         _mm512_storeu_ps(to, pair(from, index));
       }
     } else {
       const auto second = static_cast<__mmask16>(block.second);
-#pragma GCC unroll 4
+      MDPRUNE_UNROLL
       for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
         const __m512 high = pair(from + 2 * kBlock, index);
         _mm512_storeu_ps(to, _mm512_mask_mov_ps(pair(from, index), second, high));
@@ -522,7 +535,8 @@ class Tiling {
       : call_(call),
         most_(most),
         pointwise_(is_pointwise(call)),
-        pixels_(call.batch * call.window.output[0] * call.window.output[1] * call.window.output[2]) {
+        pixels_(call.batch * call.window.output[0] * call.window.output[1] *
+                call.window.output[2]) {
     const Window& w = call.window;
     if (!pointwise_ && call.in_channels > kZeroRow) most_ = 1;
     if (pointwise_) {
@@ -559,18 +573,18 @@ class Tiling {
     while (cut >= cuts(phase)) cut -= cuts(phase++);
     const std::size_t size = phase_length(phase), parts = cuts(phase);
     const std::size_t begin = cut * size / parts, end = (cut + 1) * size / parts;
-    for (std::size_t i = begin; i < end; ++i) pixels[i - begin] = row * length_ + phase + i * phases_;
+    for (std::size_t i = begin; i < end; ++i)
+      pixels[i - begin] = row * length_ + phase + i * phases_;
     return end - begin;
   }
 
-  // Tells whether every tap of a kernel's row is inside the image for all pixels of a tile, which lie
-  // in one row of the output.
+  // Tells whether every tap of a kernel's row is inside the image for all pixels of a tile, which
+  // lie in one row of the output.
   bool inside(const std::size_t* pixels, std::size_t count) const {
     const Window& w = call_.window;
     const std::size_t first = pixels[0] % w.output[2] * w.stride[2];
     const std::size_t last = pixels[count - 1] % w.output[2] * w.stride[2];
-    return first >= w.pad[2] &&
-           last + (w.kernel[2] - 1) * w.dilation[2] < w.input[2] + w.pad[2];
+    return first >= w.pad[2] && last + (w.kernel[2] - 1) * w.dilation[2] < w.input[2] + w.pad[2];
   }
 
   // Fills in pointers for taps first, first + step ... below last, `count` of them a tap.
@@ -618,7 +632,8 @@ class Tiling {
   }
   static constexpr std::size_t kOutside = std::numeric_limits<std::size_t>::max();
 
-  // Where the window of an output position begins. Transposed: the position that taps count back from.
+  // Where the window of an output position begins. Transposed: the position that taps count back
+  // from.
   std::ptrdiff_t origin(std::size_t position, std::size_t axis) const {
     const auto at = static_cast<std::ptrdiff_t>(position);
     const auto pad = static_cast<std::ptrdiff_t>(call_.window.pad[axis]);
@@ -671,8 +686,7 @@ struct Cut {
     const std::size_t share = (all.count + workers - 1) / workers;
     const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
     panels = std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
-    const std::size_t fit =
-        std::min(kPanel / (all.first_block(panels) * kBlock), kMaxRows);
+    const std::size_t fit = std::min(kPanel / (all.first_block(panels) * kBlock), kMaxRows);
     rows = std::min(call.reduction, fit);
     taps = std::min({every_tap, fit / rows, kMaxTaps});
     const std::size_t across = w.kernel[2];
@@ -705,7 +719,8 @@ class Ahead {
       const std::size_t from = std::max(before_, range_.row);
       const std::size_t to = std::min(before_ + slab.rows, range_.last_row);
       if (from + row_ < to && tap_ < range_.last_tap) {
-        const float* const row = slab.data + (tap_ * slab.rows + from - before_ + row_) * slab.filters;
+        const float* const row =
+            slab.data + (tap_ * slab.rows + from - before_ + row_) * slab.filters;
         std::size_t count = slab.filters;
         if (first_ == 0 && last_ == kAll) {
           count *= to - from;
@@ -738,9 +753,9 @@ class Ahead {
 
 // One unit of work: panels of filters side by side on a share of the tiles.
 //
-// The reduction is cut into passes whose panels fit L2; sums wait in between where there are several.
-// Packing reads stored rows from end to end as far as the panels go, which memory likes; small maps,
-// where packing weighs most, therefore take many panels and short passes.
+// The reduction is cut into passes whose panels fit L2; sums wait in between where there are
+// several. Packing reads stored rows from end to end as far as the panels go, which memory likes;
+// small maps, where packing weighs most, therefore take many panels and short passes.
 class Unit {
  public:
   Unit(const Convolution& call, const Epilogue& epilogue, const Cut& cut, std::size_t group,
@@ -831,8 +846,7 @@ class Unit {
   };
 
   Range pass_at(std::size_t tap, std::size_t row) const {
-    return {tap, std::min(taps_, tap + cut_.taps), row,
-            std::min(call_.reduction, row + cut_.rows)};
+    return {tap, std::min(taps_, tap + cut_.taps), row, std::min(call_.reduction, row + cut_.rows)};
   }
   // The pass behind one; the last one has none, and its `last_row` is 0.
   Range after(const Range& range) const {
@@ -962,7 +976,8 @@ class Unit {
   }
 
   void select(const Slab& slab) {
-    if (selected_ != nullptr && selected_->bits == slab.bits && selected_->filters == slab.filters) {
+    if (selected_ != nullptr && selected_->bits == slab.bits &&
+        selected_->filters == slab.filters) {
       return;
     }
     selected_ = &slab;
@@ -1029,14 +1044,25 @@ inline void run_unit(void* argument, std::size_t number, std::size_t worker) {
 inline void convolution(const Convolution& call, const Parallel& parallel) {
   const conv::Clamp clamp = conv::clamp_of(call.activation);
   const conv::Clamp clamp2 = conv::clamp_of(call.activation2);
-  const conv::Epilogue epilogue = {call.scale,  call.shift,   call.residual, call.y,
-                                   clamp.low,   clamp.high,   call.activation.code != 0,
-                                   clamp.all,   call.scale2,  call.shift2,   call.y2,
-                                   clamp2.low,  clamp2.high,  clamp2.all,    &call};
+  const conv::Epilogue epilogue = {call.scale,
+                                   call.shift,
+                                   call.residual,
+                                   call.y,
+                                   clamp.low,
+                                   clamp.high,
+                                   call.activation.code != 0,
+                                   clamp.all,
+                                   call.scale2,
+                                   call.shift2,
+                                   call.y2,
+                                   clamp2.low,
+                                   clamp2.high,
+                                   clamp2.all,
+                                   &call};
   const std::size_t panels = conv::Panels(call.filters / call.groups).count;
   const conv::Cut cut(call, parallel.workers);
-  conv::Job job = {&call, &epilogue, &parallel, cut, panels,
-                   (panels + cut.panels - 1) / cut.panels, 1};
+  conv::Job job = {&call, &epilogue, &parallel, cut, panels, (panels + cut.panels - 1) / cut.panels,
+                   1};
   const std::size_t units = call.groups * job.units;
   // The busiest worker should have at most an eighth more than its share.
   while (job.shares < 4 * parallel.workers) {
@@ -1049,3 +1075,5 @@ inline void convolution(const Convolution& call, const Parallel& parallel) {
 }
 
 }  // namespace mdprune::cpu::MDPRUNE_ISA
+
+#undef MDPRUNE_UNROLL
