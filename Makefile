@@ -37,9 +37,10 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml $(NATIVE)
 	@python3 -m venv .venv
 	@echo "installing into .venv"
+	@touch $@.begun  # the stamp's time: what changes from here on is not in
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	@touch $@
+	@mv $@.begun $@
 
 demo: setup
 	@mkdir -p $(DEMO)
