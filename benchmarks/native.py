@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from mdprune_deploy.engines.native import MAX_RANK, library_path
+from mdprune_deploy.engines.native import Options, TensorInfo, library_path
 
 from .harness import Array
 
@@ -21,32 +21,6 @@ class Memory(Structure):
     """`mdp_memory`: mapped weights, mapped plans of all domains, activations per context."""
 
     _fields_ = (("weights", c_size_t), ("plans", c_size_t), ("arena", c_size_t))
-
-
-class Options(Structure):
-    """`mdp_context_options`."""
-
-    _fields_ = (
-        ("size", c_size_t),
-        ("threads", c_size_t),
-        ("isa", c_char_p),
-        ("profile", c_int),
-        ("parallel_for", c_void_p),
-        ("parallel_user", c_void_p),
-        ("parallel_workers", c_size_t),
-    )
-
-
-class TensorInfo(Structure):
-    """`mdp_tensor`."""
-
-    _fields_ = (
-        ("name", c_char_p),
-        ("rank", c_size_t),
-        ("dims", c_size_t * MAX_RANK),
-        ("elements", c_size_t),
-        ("batched", c_int),
-    )
 
 
 class ProfileEntry(Structure):

@@ -707,7 +707,7 @@ struct Range {
 class Ahead {
  public:
   Ahead() = default;
-  // Of the filters, `first` to `last` in hundreds of all, as nearly as they lie in order.
+  // Of the filters, `first` to `last` in parts of kAll, as nearly as they lie in order.
   Ahead(const Convolution& call, const Range& range, std::size_t first, std::size_t last)
       : call_(&call), range_(range), first_(first), last_(last), tap_(range.tap) {}
 
@@ -722,7 +722,7 @@ class Ahead {
         const float* const row =
             slab.data + (tap_ * slab.rows + from - before_ + row_) * slab.filters;
         std::size_t count = slab.filters;
-        if (first_ == 0 && last_ == kAll) {
+        if (all_filters()) {
           count *= to - from;
           ++tap_;
         } else {
@@ -734,7 +734,7 @@ class Ahead {
         return true;
       }
       row_ = 0;
-      if (from < to && first_ + kAll - last_ != 0 && ++tap_ < range_.last_tap) continue;
+      if (from < to && !all_filters() && ++tap_ < range_.last_tap) continue;
       tap_ = range_.tap;
       before_ += slab.rows;
       ++slab_;
@@ -745,6 +745,8 @@ class Ahead {
   static constexpr std::size_t kAll = 1024;
 
  private:
+  bool all_filters() const { return first_ == 0 && last_ == kAll; }
+
   const Convolution* call_ = nullptr;
   Range range_{};
   std::size_t first_ = 0, last_ = kAll;

@@ -103,7 +103,9 @@ class NativeEngine:
         return size
 
 
-class _Options(Structure):
+class Options(Structure):
+    """`mdp_context_options`."""
+
     _fields_ = (
         ("size", c_size_t),
         ("threads", c_size_t),
@@ -115,7 +117,9 @@ class _Options(Structure):
     )
 
 
-class _Tensor(Structure):
+class TensorInfo(Structure):
+    """`mdp_tensor`."""
+
     _fields_ = (
         ("name", c_char_p),
         ("rank", c_size_t),
@@ -150,7 +154,7 @@ class _Model:
         """Returns the shapes of a domain's outputs for one image."""
         found = []
         for number in range(self.library.mdp_model_output_count(self.handle, domain)):
-            tensor = _Tensor()
+            tensor = TensorInfo()
             status = self.library.mdp_model_output(self.handle, domain, number, byref(tensor))
             _check(status, str(self.root), b"an output cannot be read")
             found.append(tuple(tensor.dims[: tensor.rank]))
@@ -165,8 +169,8 @@ class _Context:
         self._model = model
         self._handle = c_void_p()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        options = _Options(
-            size=ctypes.sizeof(_Options), threads=threads, isa=None if isa is None else isa.encode()
+        options = Options(
+            size=ctypes.sizeof(Options), threads=threads, isa=None if isa is None else isa.encode()
         )
         status = self._library.mdp_context_create(
             model.handle, byref(options), byref(self._handle), message, len(message)
@@ -271,9 +275,9 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mdp_model_close": (None, [c_void_p]),
     "mdp_model_find_domain": (c_int, [c_void_p, c_char_p, POINTER(c_size_t)]),
     "mdp_model_output_count": (c_size_t, [c_void_p, c_size_t]),
-    "mdp_model_output": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(_Tensor)]),
+    "mdp_model_output": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(TensorInfo)]),
     "mdp_context_create": (
-        c_int, [c_void_p, POINTER(_Options), POINTER(c_void_p), c_char_p, c_size_t],
+        c_int, [c_void_p, POINTER(Options), POINTER(c_void_p), c_char_p, c_size_t],
     ),
     "mdp_context_destroy": (None, [c_void_p]),
     "mdp_context_select_domain": (c_int, [c_void_p, c_size_t]),
