@@ -159,5 +159,5 @@ def test_verify_of_the_native_target_alone(tmp_path: Path) -> None:
 
 def test_the_structures_are_those_of_the_header() -> None:
     pointer = ctypes.sizeof(ctypes.c_void_p)
-    assert ctypes.sizeof(native._Options) == 7 * pointer
-    assert ctypes.sizeof(native._Tensor) == (2 + native.MAX_RANK + 2) * pointer
+    assert ctypes.sizeof(native.Options) == 7 * pointer
+    assert ctypes.sizeof(native.TensorInfo) == (2 + native.MAX_RANK + 2) * pointer
