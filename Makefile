@@ -23,7 +23,7 @@ SEED := $(shell date +%Y%m%d)
 
 # Everything that the native runtime's library is made of.
 NATIVE := $(shell find runtime kernels -path runtime/tests -prune -o -path runtime/examples -prune -o -type f -print)
-CXX_FILES = $(shell git ls-files 'runtime/*.h' 'runtime/*.hpp' 'runtime/*.c' 'runtime/*.cpp' 'kernels/*.h' 'kernels/*.inl' 'kernels/*.cpp')
+CXX_FILES = $(shell git ls-files 'runtime/*.h' 'runtime/*.hpp' 'runtime/*.c' 'runtime/*.cpp' 'kernels/*.h' 'kernels/*.inl' 'kernels/*.cpp' 'kernels/*.cuh' 'kernels/*.cu')
 GTEST := $(firstword $(wildcard /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h /usr/src/googletest/CMakeLists.txt))
 JOBS ?= 2
 comma := ,
