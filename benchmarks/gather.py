@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 import mdprune_deploy as mdp
+from mdprune_deploy.engines.native import Context, open_model
 
 from .harness import relative_error, save, show
 from .masks import masked_convolutions
-from .native import Context
 from .networks import NETWORKS
 
 Shape = tuple[int, int, int, int, int]
@@ -81,20 +81,19 @@ def measure(shape: Shape, times: int, rounds: int, folder: Path) -> dict[str, ob
         with torch.no_grad():
             expected = model(x).numpy()
         y = np.zeros_like(expected)
-        contexts[half] = (Context(bundle), [x.numpy()], [y])
-        contexts[half][0].run([x.numpy()], [y])
+        context = Context(open_model(bundle), "half", 1, None, profile=True)
+        contexts[half] = (context, [x.numpy()], [y])
+        context.run(1, [x.numpy()], [y])
         error = relative_error(y, expected)
         if error > TOLERANCE:
             raise AssertionError(f"{shape}, {half}: relative error {error:.1e}")
     for index in range(rounds + 2):
         for half in HALVES[:: 1 if index % 2 else -1]:
             context, inputs, outputs = contexts[half]
-            context.run(inputs, outputs)
-            context.run(inputs, outputs)
+            context.run(1, inputs, outputs)
+            context.run(1, inputs, outputs)
             if index >= 2:
-                nanoseconds[half].append(sum(ns for _, ns in context.profile()))
-    for context, _, _ in contexts.values():
-        context.__exit__(None, None, None)
+                nanoseconds[half].append(sum(time.nanoseconds for time in context.profile()))
     medians = {half: statistics.median(values) / 1e3 for half, values in nanoseconds.items()}
     row: dict[str, object] = {"shape": "x".join(map(str, shape)), "times": times}
     row |= {f"{half} us": value for half, value in medians.items()}

@@ -34,10 +34,10 @@ import onnxruntime
 
 from mdprune_deploy.bundle import read_bundle
 from mdprune_deploy.engines import load
+from mdprune_deploy.engines.native import Context, open_model
 from mdprune_deploy.manifest import DomainModel
 
 from .harness import save, show
-from .native import Context
 
 NATIVE, ONNX = ("native", "native, one"), ("mapped", "portable", "stock")
 MIB = 1 << 20
@@ -86,26 +86,28 @@ def load_bundle(bundle_dir: Path, setup: str, threads: int) -> list[Callable[...
 
 def load_one_context(bundle_dir: Path, threads: int) -> list[Callable[..., Any]]:
     """Loads all domains of a bundle into one context."""
-    context = Context(bundle_dir, threads)
+    names = list(read_bundle(bundle_dir).manifest.models)
+    model = open_model(bundle_dir)
+    context = Context(model, names[0], threads, None)
 
     def opened(domain: int) -> Callable[..., Any]:
         def run(*arrays: Any) -> Any:
-            outputs = context.arrays(domain, "output")
+            outputs = [np.empty(shape, np.float32) for shape in model.shapes(domain, "output")]
             context.select(domain)
-            context.run(arrays, outputs)
+            context.run(1, arrays, outputs)
             return outputs[0] if len(outputs) == 1 else outputs
 
         return run
 
-    return [opened(context.find(name)) for name in read_bundle(bundle_dir).manifest.models]
+    return [opened(model.find(name)) for name in names]
 
 
 def arenas_mib(setup: str, bundle_dir: Path, domains: int) -> float:
     """Returns the activations' memory that the native runtime states for all contexts."""
     if setup not in NATIVE:
         return 0.0
-    with Context(bundle_dir) as context:
-        return context.memory().arena / MIB * (domains if setup == "native" else 1)
+    arena: int = open_model(bundle_dir).memory().arena
+    return arena / MIB * (domains if setup == "native" else 1)
 
 
 def load_stock(folder: Path, count: int, threads: int) -> list[Callable[..., Any]]:

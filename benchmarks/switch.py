@@ -16,27 +16,29 @@ from pathlib import Path
 import numpy as np
 
 from mdprune_deploy.bundle import read_bundle
+from mdprune_deploy.engines.native import Context, open_model
 
 from .harness import save, show
-from .native import Context
 
 
 def measure(bundle: Path, count: int, runs: int) -> dict[str, object]:
     """Returns medians and the 99th percentile in microseconds."""
-    if len(read_bundle(bundle).manifest.models) < 2:
+    names = list(read_bundle(bundle).manifest.models)
+    if len(names) < 2:
         raise SystemExit(f"{bundle} has one domain, two are needed")
-    with Context(bundle) as context:
-        inputs, outputs = (
-            [context.arrays(domain, side) for domain in range(2)] for side in ("input", "output")
-        )
-        context.select(0)
-        call = seconds_of(lambda _: context.library.mdp_context_domain(context.handle), count)
-        alternating = seconds_of(context.select, count)
-        context.select(0)
-        between = []
-        for index in range(runs):
-            context.run(inputs[index % 2], outputs[index % 2])
-            between += seconds_of(context.select, 1, first=index + 1)
+    model = open_model(bundle)
+    context = Context(model, names[0], 1, None)
+    inputs, outputs = (
+        [[np.ones(shape, np.float32) for shape in model.shapes(d, side)] for d in range(2)]
+        for side in ("input", "output")
+    )
+    call = seconds_of(lambda _: model.library.mdp_context_domain(context.handle), count)
+    alternating = seconds_of(context.select, count)
+    context.select(0)
+    between = []
+    for index in range(runs):
+        context.run(1, inputs[index % 2], outputs[index % 2])
+        between += seconds_of(context.select, 1, first=index + 1)
     return {
         "case": bundle.name,
         "back to back us": statistics.median(alternating) * 1e6,

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mdprune_deploy.errors import UsageError
-from mdprune_deploy.manifest import TensorSpec
+from mdprune_deploy.errors import BackendUnavailableError, UsageError
+from mdprune_deploy.manifest import DomainModel, TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -51,6 +51,38 @@ class Engine(Protocol):
             UsageError: The number, a dtype or a shape of the arrays is wrong.
         """
         ...
+
+
+class DomainEngine:
+    """What an engine keeps of its arguments and of the manifest's entry; see `Engine`.
+
+    Args:
+        domain: The domain's name.
+        model: The manifest's entry for it.
+        threads: Threads that one call uses.
+        target: The target of the bundle that the engine runs.
+        files: What the entry has of that target.
+
+    Raises:
+        BackendUnavailableError: The bundle has not that target.
+        UsageError: `threads` is wrong.
+    """
+
+    def __init__(
+        self, domain: str, model: DomainModel, threads: int, target: str, files: object
+    ) -> None:
+        if threads < 1:
+            raise UsageError(f"threads is {threads}, at least 1 is needed")
+        if files is None:
+            raise BackendUnavailableError(
+                f"the bundle has no {target} target for domain {domain!r}; compile it with "
+                f"--target {target}"
+            )
+        self.domain = domain
+        self.labels = model.labels
+        self.threads = threads
+        self.inputs = model.inputs
+        self.outputs = model.outputs
 
 
 def check_inputs(domain: str, specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> None:

@@ -13,12 +13,15 @@ import os
 import sys
 import threading
 import weakref
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_uint64, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from mdprune_deploy.engines.base import Array, check_inputs
+from mdprune_deploy.engines.base import Array, DomainEngine, check_inputs
 from mdprune_deploy.errors import BackendUnavailableError, BundleError, Error, UsageError
 from mdprune_deploy.manifest import DomainModel
 
@@ -26,11 +29,12 @@ LIBRARY_VARIABLE = "MDPRUNE_LIBRARY"
 """Environment variable that may name the library's file."""
 INDEX = "native/index.bin"
 MAX_RANK = 8
+Side = Literal["input", "output"]
 _MESSAGE_BYTES = 1024
 _OK, _INVALID_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _INTERNAL = 0, 1, 7, 5, 8
 
 
-class NativeEngine:
+class NativeEngine(DomainEngine):
     """Runs one domain with the native runtime; calls from several threads take turns.
 
     Args:
@@ -58,22 +62,10 @@ class NativeEngine:
         threads: int = 1,
         variant: str | None = None,
     ) -> None:
-        if threads < 1:
-            raise UsageError(f"threads is {threads}, at least 1 is needed")
-        if model.native is None:
-            raise BackendUnavailableError(
-                f"the bundle has no native target for domain {domain!r}; compile it with "
-                "--target native"
-            )
-        self.domain = domain
-        self.labels = model.labels
-        self.threads = threads
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+        super().__init__(domain, model, threads, "native", model.native)
         self._batched = model.dynamic_batch
-        self._library = load_library()
-        self._model = _open(root)
-        self._context = _Context(self._model, domain, threads, variant)
+        self._model = open_model(root)
+        self._context = Context(self._model, domain, threads, variant)
         self.variant = self._context.isa
         self._lock = threading.Lock()
 
@@ -129,8 +121,39 @@ class TensorInfo(Structure):
     )
 
 
-class _Model:
-    """An opened bundle."""
+class Memory(Structure):
+    """`mdp_memory`, in bytes."""
+
+    _fields_ = (("weights", c_size_t), ("plans", c_size_t), ("arena", c_size_t))
+
+
+class ProfileEntry(Structure):
+    """`mdp_profile_entry`."""
+
+    _fields_ = (("name", c_char_p), ("kind", c_char_p), ("nanoseconds", c_uint64))
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """How long an operator of the last run took.
+
+    Attributes:
+        name: The ONNX node that it came from.
+        kind: What it is, such as `Convolution`.
+        nanoseconds: Its time.
+    """
+
+    name: str
+    kind: str
+    nanoseconds: int
+
+
+class Model:
+    """An opened bundle: the weights and plans of all its domains.
+
+    Args:
+        root: The bundle's directory.
+    """
 
     def __init__(self, root: Path) -> None:
         self.library = load_library()
@@ -150,54 +173,89 @@ class _Model:
         _check(status, f"{self.root}: domain {domain!r}", b"is not in the native index")
         return found.value
 
-    def output_shapes(self, domain: int) -> list[tuple[int, ...]]:
-        """Returns the shapes of a domain's outputs for one image."""
+    def shapes(self, domain: int, side: Side) -> list[tuple[int, ...]]:
+        """Returns the shapes of a domain's inputs or outputs for one image."""
+        count = getattr(self.library, f"mdp_model_{side}_count")
+        read = getattr(self.library, f"mdp_model_{side}")
         found = []
-        for number in range(self.library.mdp_model_output_count(self.handle, domain)):
+        for number in range(count(self.handle, domain)):
             tensor = TensorInfo()
-            status = self.library.mdp_model_output(self.handle, domain, number, byref(tensor))
-            _check(status, str(self.root), b"an output cannot be read")
+            status = read(self.handle, domain, number, byref(tensor))
+            _check(status, str(self.root), f"an {side} cannot be read".encode())
             found.append(tuple(tensor.dims[: tensor.rank]))
         return found
 
+    def memory(self) -> Memory:
+        """Returns what is mapped for all domains and what one context allocates."""
+        found = Memory()
+        status = self.library.mdp_model_memory(self.handle, byref(found))
+        _check(status, str(self.root), b"its memory cannot be read")
+        return found
 
-class _Context:
-    """One domain's activations."""
 
-    def __init__(self, model: _Model, domain: str, threads: int, isa: str | None) -> None:
+class Context:
+    """The activations of one domain at a time.
+
+    Args:
+        model: The bundle; it stays open while the context is there.
+        domain: The domain that is selected first.
+        threads: Threads that one run uses.
+        isa: The instruction set; None for the fastest here.
+        profile: Whether every run measures its operators.
+    """
+
+    def __init__(
+        self, model: Model, domain: str, threads: int, isa: str | None, *, profile: bool = False
+    ) -> None:
         self._library = model.library
         self._model = model
-        self._handle = c_void_p()
+        self.handle = c_void_p()
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
         options = Options(
-            size=ctypes.sizeof(Options), threads=threads, isa=None if isa is None else isa.encode()
+            size=ctypes.sizeof(Options),
+            threads=threads,
+            isa=None if isa is None else isa.encode(),
+            profile=profile,
         )
         status = self._library.mdp_context_create(
-            model.handle, byref(options), byref(self._handle), message, len(message)
+            model.handle, byref(options), byref(self.handle), message, len(message)
         )
         _check(status, f"domain {domain!r}", message.value)
-        self._close = weakref.finalize(self, self._library.mdp_context_destroy, self._handle)
+        self._close = weakref.finalize(self, self._library.mdp_context_destroy, self.handle)
         number = model.find(domain)
-        self._check(self._library.mdp_context_select_domain(self._handle, number))
-        self.output_shapes = model.output_shapes(number)
+        self.select(number)
+        self.output_shapes = model.shapes(number, "output")
+
+    def select(self, domain: int) -> None:
+        """Switches to a domain by its number; `output_shapes` stays that of the first."""
+        self._check(self._library.mdp_context_select_domain(self.handle, domain))
 
     @property
     def isa(self) -> str:
         """The instruction set that runs."""
-        text: bytes = self._library.mdp_context_isa(self._handle)
+        text: bytes = self._library.mdp_context_isa(self.handle)
         return text.decode()
 
-    def run(self, batch: int, inputs: list[Array], outputs: list[Array]) -> None:
+    def run(self, batch: int, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Runs a batch; all arrays are contiguous float32."""
         pointers = [
             (c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
             for arrays in (inputs, outputs)
         ]
-        self._check(self._library.mdp_context_run(self._handle, batch, *pointers))
+        self._check(self._library.mdp_context_run(self.handle, batch, *pointers))
+
+    def profile(self) -> list[OperatorTime]:
+        """Returns the operators of the last run in order; none unless the context profiles."""
+        entries, count = POINTER(ProfileEntry)(), c_size_t()
+        self._check(self._library.mdp_context_profile(self.handle, byref(entries), byref(count)))
+        return [
+            OperatorTime(entry.name.decode(), entry.kind.decode(), entry.nanoseconds)
+            for entry in entries[: count.value]
+        ]
 
     def _check(self, status: int) -> None:
         if status != _OK:
-            _check(status, str(self._model.root), self._library.mdp_context_message(self._handle))
+            _check(status, str(self._model.root), self._library.mdp_context_message(self.handle))
 
 
 def _check(status: int, what: str, message: bytes) -> None:
@@ -214,12 +272,12 @@ def _check(status: int, what: str, message: bytes) -> None:
     raise kind(text)
 
 
-_models: weakref.WeakValueDictionary[tuple[int, ...], _Model] = weakref.WeakValueDictionary()
+_models: weakref.WeakValueDictionary[tuple[int, ...], Model] = weakref.WeakValueDictionary()
 _models_lock = threading.Lock()
 
 
-def _open(root: Path) -> _Model:
-    """Returns the model of a bundle, the same one while somebody holds it and no other is there."""
+def open_model(root: Path) -> Model:
+    """Opens a bundle: the same model while somebody holds it and no other bundle took its place."""
     try:
         found = (root / INDEX).stat()
     except OSError as error:
@@ -228,7 +286,7 @@ def _open(root: Path) -> _Model:
     with _models_lock:
         model = _models.get(key)
         if model is None:
-            model = _models[key] = _Model(root)
+            model = _models[key] = Model(root)
         return model
 
 
@@ -274,14 +332,21 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mdp_model_open": (c_int, [c_char_p, POINTER(c_void_p), c_char_p, c_size_t]),
     "mdp_model_close": (None, [c_void_p]),
     "mdp_model_find_domain": (c_int, [c_void_p, c_char_p, POINTER(c_size_t)]),
+    "mdp_model_memory": (c_int, [c_void_p, POINTER(Memory)]),
+    "mdp_model_input_count": (c_size_t, [c_void_p, c_size_t]),
+    "mdp_model_input": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(TensorInfo)]),
     "mdp_model_output_count": (c_size_t, [c_void_p, c_size_t]),
     "mdp_model_output": (c_int, [c_void_p, c_size_t, c_size_t, POINTER(TensorInfo)]),
     "mdp_context_create": (
         c_int, [c_void_p, POINTER(Options), POINTER(c_void_p), c_char_p, c_size_t],
     ),
     "mdp_context_destroy": (None, [c_void_p]),
+    "mdp_context_domain": (c_size_t, [c_void_p]),
     "mdp_context_select_domain": (c_int, [c_void_p, c_size_t]),
     "mdp_context_run": (c_int, [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)]),
+    "mdp_context_profile": (
+        c_int, [c_void_p, POINTER(POINTER(ProfileEntry)), POINTER(c_size_t)],
+    ),
     "mdp_context_message": (c_char_p, [c_void_p]),
     "mdp_context_isa": (c_char_p, [c_void_p]),
 }  # fmt: skip

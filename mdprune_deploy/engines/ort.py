@@ -14,7 +14,7 @@ from typing import Literal
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
-from mdprune_deploy.engines.base import Array, check_inputs
+from mdprune_deploy.engines.base import Array, DomainEngine, check_inputs
 from mdprune_deploy.errors import (
     BackendUnavailableError,
     BundleError,
@@ -28,7 +28,7 @@ Variant = Literal["portable", "mapped"]
 VARIANTS: tuple[Variant, ...] = ("portable", "mapped")
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(DomainEngine):
     """Runs one domain with ONNX Runtime on the CPU; one object serves any number of threads.
 
     Args:
@@ -55,20 +55,10 @@ class OnnxRuntimeEngine:
         threads: int = 1,
         variant: str | None = None,
     ) -> None:
-        if threads < 1:
-            raise UsageError(f"threads is {threads}, at least 1 is needed")
         if variant is not None and variant not in VARIANTS:
             raise UsageError(f"unknown variant {variant!r}; there are {', '.join(VARIANTS)}")
-        if model.onnx is None:
-            raise BackendUnavailableError(
-                f"the bundle has no onnx target for domain {domain!r}; compile it with "
-                "--target onnx"
-            )
-        self.domain = domain
-        self.labels = model.labels
-        self.threads = threads
-        self.inputs = model.inputs
-        self.outputs = model.outputs
+        super().__init__(domain, model, threads, "onnx", model.onnx)
+        assert model.onnx is not None
         mapped, self.note = (None, None) if variant == "portable" else _fitting(model.onnx)
         if variant == "mapped" and mapped is None:
             raise BackendUnavailableError(f"domain {domain!r}: {self.note}")

@@ -113,7 +113,7 @@ def run_plan(
     folder: Path, plan: Plan, inputs: Sequence[Array], isa: str | None, domain: str = "d"
 ) -> list[Array]:
     """Runs a bundle's plan with the C++ library."""
-    context = native._Context(native._Model(folder), domain, 1, isa)
+    context = native.Context(native.Model(folder), domain, 1, isa)
     outputs = [np.full(shape, np.nan, np.float32) for shape in context.output_shapes]
     context.run(1, [np.ascontiguousarray(x, dtype=np.float32) for x in inputs], outputs)
     return outputs

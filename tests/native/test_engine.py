@@ -15,6 +15,7 @@ from plans import RUNTIME, has_runtime
 import mdprune_deploy as mdp
 from mdprune_deploy.bundle import read_bundle
 from mdprune_deploy.check import verify_bundle
+from mdprune_deploy.emit.native.plan import read_plan
 from mdprune_deploy.engines import native
 from mdprune_deploy.engines.native import NativeEngine
 from mdprune_deploy.errors import BackendUnavailableError, BundleError, UsageError
@@ -161,3 +162,31 @@ def test_the_structures_are_those_of_the_header() -> None:
     pointer = ctypes.sizeof(ctypes.c_void_p)
     assert ctypes.sizeof(native.Options) == 7 * pointer
     assert ctypes.sizeof(native.TensorInfo) == (2 + native.MAX_RANK + 2) * pointer
+    assert ctypes.sizeof(native.Memory) == 3 * pointer
+    assert ctypes.sizeof(native.ProfileEntry) == 2 * pointer + 8
+
+
+def test_a_context_measures_the_operators_of_the_domain_it_was_switched_to(bundle: Path) -> None:
+    model = native.open_model(bundle)
+    context = native.Context(model, "first", 1, None, profile=True)
+    assert context.profile() == []
+    second = model.find("second")
+    (shape,) = model.shapes(second, "input")
+    y = np.empty(model.shapes(second, "output")[0], np.float32)
+    context.select(second)
+    context.run(1, [images()[:1]], [y])
+    assert shape == (1, 3, 8, 8) and np.array_equal(y, engine(bundle, "second")(images()[:1]))
+    plan = read_plan(bundle / "native" / "second.plan")
+    times = context.profile()
+    assert [time.name for time in times] == [operator.name for operator in plan.operators]
+    assert [time.kind for time in times] == [type(o).__name__ for o in plan.operators]
+    assert all(time.nanoseconds > 0 for time in times)
+
+
+def test_the_memory_is_that_of_the_files(bundle: Path) -> None:
+    memory = native.open_model(bundle).memory()
+    files = {path.name: path.stat().st_size for path in (bundle / "native").iterdir()}
+    assert memory.weights == sum(n for name, n in files.items() if name.startswith("weights"))
+    assert memory.plans == sum(n for name, n in files.items() if name.endswith(".plan"))
+    models = read_bundle(bundle).manifest.models.values()
+    assert memory.arena == max(m.native.arena for m in models if m.native is not None)
