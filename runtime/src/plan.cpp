@@ -180,7 +180,7 @@ void read_steps(Reader& reader, const Header& header, Plan& plan,
   const cpu::Convolution* next = nullptr;
   for (auto step = plan.steps.rbegin(); step != plan.steps.rend(); ++step) {
     step->next = next;
-    if (const cpu::Convolution* convolution = step->run->convolution()) next = convolution;
+    if (const cpu::Convolution* convolution = step->operation->convolution()) next = convolution;
   }
 }
 

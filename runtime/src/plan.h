@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "files.h"
+#include "mdprune.h"
 #include "operators/operator.h"
-#include "tensor.h"
 
 namespace mdprune {
 
@@ -29,7 +29,7 @@ class Texts {
 struct Step {
   const char* name;
   const char* kind;
-  std::unique_ptr<const Operator> run;
+  std::unique_ptr<const Operator> operation;
   const cpu::Convolution* next;  // the convolution behind this one, or null
 };
 

@@ -8,28 +8,6 @@
 namespace mdprune {
 namespace {
 
-class Convolution : public Operator {
- public:
-  cpu::Convolution constant{};  // all but the operands below
-  std::vector<cpu::Slab> slabs;
-  Address x, y, scale, shift, residual, y2, scale2, shift2;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    cpu::Convolution now = constant;
-    now.x = x.read(memory);
-    now.y = y.write(memory);
-    now.scale = scale.read(memory);
-    now.shift = shift.read(memory);
-    now.residual = residual.read(memory);
-    now.y2 = y2.write(memory);
-    now.scale2 = scale2.read(memory);
-    now.shift2 = shift2.read(memory);
-    kernels.convolution(now, parallel);
-  }
-  const cpu::Convolution* convolution() const override { return &constant; }
-};
-
 std::size_t count_bits(const std::uint32_t* words, std::size_t count) {
   std::size_t bits = 0;
   for (std::size_t i = 0; i < count; ++i) {

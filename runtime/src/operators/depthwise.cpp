@@ -3,41 +3,6 @@
 #include "window.h"
 
 namespace mdprune {
-namespace {
-
-class Depthwise : public Operator {
- public:
-  cpu::Depthwise constant{};
-  Address x, y, weight, scale, shift, residual;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    cpu::Depthwise now = constant;
-    now.x = x.read(memory);
-    now.y = y.write(memory);
-    now.weight = weight.read(memory);
-    now.scale = scale.read(memory);
-    now.shift = shift.read(memory);
-    now.residual = residual.read(memory);
-    kernels.depthwise(now, parallel);
-  }
-};
-
-class Pool : public Operator {
- public:
-  cpu::Pool constant{};
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    cpu::Pool now = constant;
-    now.x = x.read(memory);
-    now.y = y.write(memory);
-    kernels.pool(now, parallel);
-  }
-};
-
-}  // namespace
 
 std::unique_ptr<const Operator> read_depthwise(Words& words) {
   auto made = std::make_unique<Depthwise>();

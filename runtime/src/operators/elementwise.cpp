@@ -8,69 +8,6 @@
 namespace mdprune {
 namespace {
 
-class Affine : public Operator {
- public:
-  std::size_t rows, channels_in, channels;
-  const std::int32_t* index = nullptr;
-  cpu::Activation activation;
-  Address x, y, scale, shift;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.affine(rows, channels_in, channels, x.read(memory), y.write(memory), index,
-                   scale.read(memory), shift.read(memory), activation, parallel);
-  }
-};
-
-class Unary : public Operator {
- public:
-  std::size_t elements;
-  cpu::Activation activation;
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.unary(elements, x.read(memory), y.write(memory), activation, parallel);
-  }
-};
-
-class Binary : public Operator {
- public:
-  std::uint32_t kind;
-  std::vector<std::size_t> size, a_stride, b_stride;
-  cpu::Activation activation;
-  Address a, b, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.binary(kind, size.size(), size.data(), a_stride.data(), b_stride.data(), a.read(memory),
-                   b.read(memory), y.write(memory), activation, parallel);
-  }
-};
-
-class Select : public Operator {
- public:
-  std::vector<std::size_t> size, c_stride, a_stride, b_stride;
-  Address c, a, b, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.select(size.size(), size.data(), c_stride.data(), a_stride.data(), b_stride.data(),
-                   c.read(memory), a.read(memory), b.read(memory), y.write(memory), parallel);
-  }
-};
-
-class Fill : public Operator {
- public:
-  std::size_t elements;
-  float value;
-  Address y;
-
-  void run(const Memory& memory, const cpu::Kernels&, const cpu::Parallel&) const override {
-    std::fill_n(y.write(memory), elements, value);
-  }
-};
-
 std::vector<std::size_t> shape_of(const Tensor& tensor) {
   return {tensor.sizes, tensor.sizes + tensor.rank};
 }

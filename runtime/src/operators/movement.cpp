@@ -10,45 +10,6 @@
 namespace mdprune {
 namespace {
 
-class Move : public Operator {
- public:
-  std::vector<std::size_t> size;
-  std::vector<std::ptrdiff_t> x_stride, y_stride;
-  std::ptrdiff_t x_offset, y_offset;
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.move(size.size(), size.data(), x_stride.data(), y_stride.data(),
-                 x.read(memory) + x_offset, y.write(memory) + y_offset, parallel);
-  }
-};
-
-class Gather : public Operator {
- public:
-  std::size_t outer, n, inner, count;
-  const std::int32_t* index;
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.gather(outer, n, inner, count, index, x.read(memory), y.write(memory), parallel);
-  }
-};
-
-class Interpolate : public Operator {
- public:
-  std::size_t outer, n, inner, count, taps;
-  const std::int32_t* index;
-  Address x, y, weight;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.interpolate(outer, n, inner, count, taps, index, weight.read(memory), x.read(memory),
-                        y.write(memory), parallel);
-  }
-};
-
 // The first and last address that the strides reach lie in the tensor.
 void check_addresses(std::ptrdiff_t offset, const std::vector<std::size_t>& size,
                      const std::vector<std::ptrdiff_t>& stride, const Tensor& tensor) {

@@ -1,4 +1,4 @@
-// A checked operator, ready to run.
+// A checked operator: what it does, not how a device does it.
 
 #pragma once
 
@@ -6,9 +6,10 @@
 #include <memory>
 
 #include "cpu/kernels.h"
-#include "tensor.h"
 
 namespace mdprune {
+
+class Visitor;
 
 class Operator {
  public:
@@ -16,9 +17,8 @@ class Operator {
   Operator(const Operator&) = delete;
   Operator& operator=(const Operator&) = delete;
   virtual ~Operator() = default;
-  // Allocates nothing; may be called by many threads at once, each with its own memory.
-  virtual void run(const Memory& memory, const cpu::Kernels& kernels,
-                   const cpu::Parallel& parallel) const = 0;
+  // Calls the visitor's function for this kind of operator.
+  virtual void accept(Visitor& visitor) const = 0;
   // The convolution that this operator is, without its operands, or null.
   virtual const cpu::Convolution* convolution() const { return nullptr; }
 };

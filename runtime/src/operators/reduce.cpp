@@ -5,53 +5,12 @@
 namespace mdprune {
 namespace {
 
-struct Axes {
-  std::size_t outer, n, inner;
-};
-
 Axes read_axes(Words& words, const Tensor& x) {
   const Axes axes{words.positive(), words.positive(), words.positive()};
   require(product({axes.outer, axes.n, axes.inner}) == x.elements,
           "the three axes do not make up the input");
   return axes;
 }
-
-class Reduce : public Operator {
- public:
-  std::uint32_t kind;
-  Axes axes;
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.reduce(kind, axes.outer, axes.n, axes.inner, x.read(memory), y.write(memory), parallel);
-  }
-};
-
-class Softmax : public Operator {
- public:
-  bool log;
-  Axes axes;
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.softmax(log, axes.outer, axes.n, axes.inner, x.read(memory), y.write(memory), parallel);
-  }
-};
-
-class Normalize : public Operator {
- public:
-  float epsilon;
-  Axes axes;
-  Address x, y;
-
-  void run(const Memory& memory, const cpu::Kernels& kernels,
-           const cpu::Parallel& parallel) const override {
-    kernels.normalize(epsilon, axes.outer, axes.n, axes.inner, x.read(memory), y.write(memory),
-                      parallel);
-  }
-};
 
 }  // namespace
 

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "operator.h"
+#include "operators.h"
 
 namespace mdprune {
 
