@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from any_network import any_network, some_groups_are_split
 from checks import inputs_for, rounding
-from graphs import Drawn, Network, mask, networks
-from hypothesis import HealthCheck, Phase, given, settings
+from graphs import Drawn, Network, mask
 from native_interpreter import Interpreter
 from plans import RUNTIME, has_runtime, run_plan
 
@@ -22,28 +22,17 @@ from mdprune_deploy.passes.operators import groups
 from mdprune_deploy.passes.remove import remove_for, shared_orders
 from mdprune_deploy.passes.trace import example_feeds
 
-NIGHTLY = settings.get_current_profile_name() == "nightly"
-EXAMPLES = 1000 if NIGHTLY else 60
 STORED = 2e-5
 """Relative to the largest output: constants are rounded to float32, and sums may cancel."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _some_groups_are_split() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(groups, "RUN", 2000)  # some are padded
+    with some_groups_are_split():
         yield
 
 
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=not NIGHTLY,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate, Phase.shrink),
-)
-@given(networks())
+@any_network(examples=60, nightly=1000)
 def test_every_domain_is_exact(drawn: Drawn) -> None:
     exact_plans(drawn)
 

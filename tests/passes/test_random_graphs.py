@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from any_network import any_network, some_groups_are_split
 from checks import (
     ARTIFACT,
     compile_exactly,
@@ -18,41 +19,28 @@ from checks import (
     run_onnxruntime,
     used_params,
 )
-from graphs import Drawn, Network, networks
-from hypothesis import HealthCheck, Phase, given, settings
+from graphs import Drawn, Network
 
 from mdprune_deploy import Checkpoint, CheckpointError, Domain, VerificationError
 from mdprune_deploy.passes import order, place
-from mdprune_deploy.passes.operators import groups, product
+from mdprune_deploy.passes.operators import product
 from mdprune_deploy.passes.remove import Removed
 from mdprune_deploy.verify import Error, check_rounding
-
-NIGHTLY = settings.get_current_profile_name() == "nightly"
-EXAMPLES = 2000 if NIGHTLY else 100
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _small_blocks() -> Iterator[None]:
     """Rounds to blocks that small networks have, so that rounding and reordering happen."""
-    with pytest.MonkeyPatch.context() as patch:
+    with some_groups_are_split() as patch:
         for module in (order, place, product):
             for name, number in (("BLOCK", 4), ("ALIGNMENT", 2), ("WORTH_ROUNDING", 2000)):
                 if hasattr(module, name):
                     patch.setattr(module, name, number)
-        patch.setattr(groups, "RUN", 2000)  # some groups are split, some padded
         torch.set_num_threads(1)
         yield
 
 
-@settings(
-    max_examples=EXAMPLES,
-    derandomize=not NIGHTLY,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate, Phase.shrink),
-)
-@given(networks())
+@any_network(examples=100, nightly=2000)
 def test_exact_or_refused(drawn: Drawn) -> None:
     checkpoint = drawn.network.checkpoint(**drawn.domains)
     for name, domain in drawn.domains.items():
