@@ -673,7 +673,8 @@ struct Cut {
   std::size_t panels, rows, taps;
   bool merged;  // whether taps of a kernel's row may count as one
 
-  Cut(const Convolution& call, std::size_t workers) {
+  // `sharing`: workers that share the panels.
+  Cut(const Convolution& call, std::size_t sharing) {
     const Panels all(call.filters / call.groups);
     const Window& w = call.window;
     const std::size_t every_tap = w.kernel[0] * w.kernel[1] * w.kernel[2];
@@ -683,7 +684,7 @@ struct Cut {
     const std::size_t kept = (pixels + kMaxPixels - 1) / kMaxPixels * kMaxPixels * 2;
     const std::size_t at_once = kPanel / (widest * every_tap * call.reduction);
     const std::size_t waiting = kPartial / (widest * kept);
-    const std::size_t share = (all.count + workers - 1) / workers;
+    const std::size_t share = (all.count + sharing - 1) / sharing;
     const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
     panels = std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
     const std::size_t fit = std::min(kPanel / (all.first_block(panels) * kBlock), kMaxRows);
@@ -695,6 +696,23 @@ struct Cut {
     if (merged) taps -= taps % across;
   }
 };
+
+// Tells whether workers share the pixels of a convolution, so that each packs all of its weights,
+// and not the filters. Pixels are better where activations are more than weights: a worker then
+// reads the activations that it wrote, and no two write into one cache line.
+inline bool shares_pixels(const Convolution& call, std::size_t workers) {
+  const Window& w = call.window;
+  const std::size_t pixels = call.batch * w.output[0] * w.output[1] * w.output[2];
+  const std::size_t taps = w.kernel[0] * w.kernel[1] * w.kernel[2];
+  const std::size_t activations = pixels * (call.filters + call.in_channels);
+  const std::size_t weights = call.filters * call.reduction * taps;
+  return workers > 1 && pixels >= 4 * kMaxPixels * workers && activations >= weights;
+}
+
+// How a convolution is cut for so many workers.
+inline Cut cut_for(const Convolution& call, std::size_t workers) {
+  return Cut(call, shares_pixels(call, workers) ? 1 : workers);
+}
 
 // Part of the reduction.
 struct Range {
@@ -783,7 +801,7 @@ class Unit {
       upcoming_ = Ahead(call, pass_at(0, 0), share_end_, Ahead::kAll * following / panels.count);
     } else if (parallel.next != nullptr) {
       const Convolution& next = *parallel.next;
-      const Cut its(next, parallel.workers);
+      const Cut its = cut_for(next, parallel.workers);
       const std::size_t of = Panels(next.filters / next.groups).count;
       upcoming_ = Ahead(next, {0, its.taps, 0, its.rows}, 0, Ahead::kAll * its.panels / of);
     }
@@ -1030,15 +1048,25 @@ struct Job {
   std::size_t panels;  // of a group
   std::size_t units;   // of a group
   std::size_t shares;  // of a unit's tiles
+
+  void run(std::size_t unit, std::size_t share, std::size_t worker) const {
+    const std::size_t first = unit % units * cut.panels;
+    Unit work(*call, *epilogue, cut, unit / units, first, std::min(panels, first + cut.panels),
+              *parallel, worker);
+    work.run(Unit::kShares * share / shares, Unit::kShares * (share + 1) / shares);
+  }
 };
+
+inline void run_share(void* argument, std::size_t share, std::size_t worker) {
+  const Job& job = *static_cast<const Job*>(argument);
+  for (std::size_t unit = 0; unit < job.call->groups * job.units; ++unit) {
+    job.run(unit, share, worker);
+  }
+}
 
 inline void run_unit(void* argument, std::size_t number, std::size_t worker) {
   const Job& job = *static_cast<const Job*>(argument);
-  const std::size_t share = number % job.shares, unit = number / job.shares;
-  const std::size_t first = unit % job.units * job.cut.panels;
-  Unit work(*job.call, *job.epilogue, job.cut, unit / job.units, first,
-            std::min(job.panels, first + job.cut.panels), *job.parallel, worker);
-  work.run(Unit::kShares * share / job.shares, Unit::kShares * (share + 1) / job.shares);
+  job.run(number / job.shares, number % job.shares, worker);
 }
 
 }  // namespace conv
@@ -1062,9 +1090,13 @@ inline void convolution(const Convolution& call, const Parallel& parallel) {
                                    clamp2.all,
                                    &call};
   const std::size_t panels = conv::Panels(call.filters / call.groups).count;
-  const conv::Cut cut(call, parallel.workers);
+  const conv::Cut cut = conv::cut_for(call, parallel.workers);
   conv::Job job = {&call, &epilogue, &parallel, cut, panels, (panels + cut.panels - 1) / cut.panels,
                    1};
+  if (conv::shares_pixels(call, parallel.workers)) {
+    job.shares = parallel.workers;
+    return parallel.run(parallel.self, job.shares, conv::run_share, &job);
+  }
   const std::size_t units = call.groups * job.units;
   // The busiest worker should have at most an eighth more than its share.
   while (job.shares < 4 * parallel.workers) {
