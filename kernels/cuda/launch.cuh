@@ -1,0 +1,40 @@
+// Launches a kernel with nvcc, or its emulation with a host compiler: `<<<>>>` is not C++.
+
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <functional>
+#include <tuple>
+
+namespace mdprune::cuda {
+
+// Dynamic shared memory as an array of bytes, aligned to 16.
+#if defined(__CUDACC__)
+#define MDPRUNE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#else
+#define MDPRUNE_DYNAMIC_SHARED(name) unsigned char* const name = emulate::dynamic_shared()
+#endif
+
+// Returns the cudaError_t of the launch.
+template <typename... Parameters, typename... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, void* stream,
+           Arguments... arguments) {
+  std::tuple<Parameters...> values(arguments...);
+#if defined(__CUDACC__)
+  return std::apply(
+      [&](Parameters&... each) {
+        void* pointers[] = {&each...};
+        return static_cast<int>(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
+                                                 pointers, shared,
+                                                 static_cast<cudaStream_t>(stream)));
+      },
+      values);
+#else
+  return emulate::launch(grid, block, shared, static_cast<cudaStream_t>(stream),
+                         [kernel, values] { std::apply(kernel, values); });
+#endif
+}
+
+}  // namespace mdprune::cuda
