@@ -9,7 +9,8 @@ dense model in float64, on random, large and constant inputs:
   1e-5, which is what storing them in float32 may cost;
 * what the engines give that run the stored files here: at most 1e-5.
 
-For the native target that is the graph in float64 and its engine: a plan is run, not evaluated.
+For the native target that is the graph in float64 and its engine: a plan is run, not evaluated. The
+tensorrt target's models are evaluated without a runtime: in float32 at most 1e-5, in float16 5e-3.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from .bundle import Bundle, read_bundle
 from .checkpoint import Checkpoint, load_checkpoint
 from .emit.external import write_model
 from .emit.mapped import write_mapped
+from .emit.tensorrt.verify import model_error, tolerance
 from .engines.native import NativeEngine
 from .engines.ort import OnnxRuntimeEngine, Variant
 from .errors import BackendUnavailableError, BundleError, VerificationError
 from .evaluate import Array, constant_array, evaluate
 from .layout.nchwc import host_layout
 from .layout.store import StoreWriter
-from .manifest import DomainModel, OnnxFiles
+from .manifest import DomainModel, OnnxFiles, TensorrtFiles
 from .masks import fit_budget
 from .passes.remove import Removed, remove_for
 from .pipeline import feeds_of, run_engine
@@ -64,7 +66,8 @@ class DomainCheck:
             bundle has none.
         max_abs_error: max |y - r| of the engine that is farthest off.
         max_rel_error: The same over max |r|.
-        engines: Relative error by engine and variant, such as `onnxruntime avx512-mapped`.
+        engines: Relative error by engine and variant, such as `onnxruntime avx512-mapped`; those in
+            float16 count in no maximum.
         skipped: What could not run on this host, with the reason.
     """
 
@@ -138,6 +141,7 @@ class _DomainVerifier:
 
     def run(self) -> DomainCheck:
         files, native = self._model.onnx, self._model.native
+        tensorrt = self._model.tensorrt
         targets = [name for name, part in (("onnx", files), ("native", native)) if part]
         if not targets:
             raise BackendUnavailableError(
@@ -158,13 +162,16 @@ class _DomainVerifier:
             engines, skipped = self._engine_errors(files, removed, found, batched)
         if native is not None:
             self._native_error(graphs["native"], found, batched, engines, skipped)
+        half: dict[str, Error] = {}
+        if tensorrt is not None:
+            self._tensorrt_errors(tensorrt, found, batched, engines, half)
         worst = max(engines.values(), key=lambda error: error.relative, default=Error())
         return DomainCheck(
             graph_rel_error=graph,
             stored_rel_error=stored,
             max_abs_error=worst.absolute,
             max_rel_error=worst.relative,
-            engines={name: error.relative for name, error in engines.items()},
+            engines={name: error.relative for name, error in {**engines, **half}.items()},
             skipped=skipped,
         )
 
@@ -250,6 +257,22 @@ class _DomainVerifier:
             where = first_rounding(removed.model, feeds_of(found, error))
             check(self._name, "the native plan", error, ARTIFACT_TOLERANCE, where)
         errors[f"native {engine.variant}"] = error
+
+    def _tensorrt_errors(
+        self,
+        files: TensorrtFiles,
+        found: list[Case],
+        batched: bool,
+        errors: dict[str, Error],
+        half: dict[str, Error],
+    ) -> None:
+        """Evaluates the models and notes their errors, those of float16 apart."""
+        for model in files.models:
+            error = model_error(self._root, model, found, batched)
+            check(self._name, model.file, error, tolerance(model), None)
+            kind = "plug-ins" if model.plugins else "stock"
+            noted = half if model.precision == "fp16" else errors
+            noted[f"evaluated tensorrt {kind} {model.precision}"] = error
 
     def _where_engine_differs(
         self,

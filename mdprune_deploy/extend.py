@@ -106,6 +106,11 @@ def add_domain(
     )
     name = _chosen(checkpoint, domain)
     old = bundle.manifest.report
+    if any(model.tensorrt is not None for model in bundle.manifest.models.values()):
+        raise UsageError(
+            f"{bundle.root} has a tensorrt target, whose choice of plug-ins is one of all domains; "
+            "compile it again with all domains"
+        )
     if name in old.domains and not replace:
         raise UsageError(f"{bundle.root} has a domain {name!r}; --force replaces it")
     checkpoint = dataclasses.replace(checkpoint, domains={name: checkpoint.domains[name]})
@@ -204,6 +209,9 @@ def _files_of(model: DomainModel) -> set[str]:
         files |= {model.onnx.portable, model.onnx.weights, *(v.file for v in model.onnx.mapped)}
     if model.native is not None:
         files |= {model.native.plan, *model.native.weights}
+    if model.tensorrt is not None:
+        files |= {*model.tensorrt.weights, *model.tensorrt.plugin_weights}
+        files |= {entry.file for entry in model.tensorrt.models}
     return files
 
 
@@ -313,13 +321,18 @@ def _spans(root: Path, model: DomainModel) -> dict[str, list[Span]]:
                 length = tensor.elements * tensor.type.dtype.itemsize
                 file = f"{NATIVE}/{plan.files[tensor.file].name}"
                 found.setdefault(file, []).append((tensor.offset, tensor.offset + length))
+    paths: list[str] = []
     if model.onnx is not None:
-        for path in (model.onnx.portable, *(variant.file for variant in model.onnx.mapped)):
-            for initializer in onnx.load(root / path, load_external_data=False).graph.initializer:
-                if initializer.data_location == onnx.TensorProto.EXTERNAL:
-                    where = {entry.key: entry.value for entry in initializer.external_data}
-                    begin, length = int(where.get("offset", 0)), int(where["length"])
-                    found.setdefault(model.onnx.weights, []).append((begin, begin + length))
+        paths += [model.onnx.portable, *(variant.file for variant in model.onnx.mapped)]
+    if model.tensorrt is not None:
+        paths += [entry.file for entry in model.tensorrt.models]
+    for path in paths:
+        for initializer in onnx.load(root / path, load_external_data=False).graph.initializer:
+            if initializer.data_location == onnx.TensorProto.EXTERNAL:
+                where = {entry.key: entry.value for entry in initializer.external_data}
+                begin, length = int(where.get("offset", 0)), int(where["length"])
+                file = f"{path.rpartition('/')[0]}/{where['location']}"
+                found.setdefault(file, []).append((begin, begin + length))
     return {file: _joined(spans) for file, spans in found.items()}
 
 

@@ -25,6 +25,7 @@ from mdprune_deploy.report import (
     Held,
     LayerFigures,
     Missing,
+    PluginChoice,
     WeightLayout,
 )
 
@@ -106,6 +107,39 @@ class NativeFiles:
 
 
 @dataclass(frozen=True)
+class TensorrtModel:
+    """One strongly typed model of the `tensorrt` target; its path is relative to the bundle.
+
+    Attributes:
+        file: The model.
+        precision: `fp32` or `fp16`: the type of activations and weights inside; inputs and
+            outputs are float32.
+        plugins: How many of its nodes are `mdprune::GatherConv`; 0: every TensorRT takes it.
+        max_rel_error: Against the reference, as found when it was compiled.
+    """
+
+    file: str
+    precision: str
+    plugins: int
+    max_rel_error: float
+
+
+@dataclass(frozen=True)
+class TensorrtFiles:
+    """The TensorRT target of one domain; every path is relative to the bundle.
+
+    Attributes:
+        models: Its models.
+        weights: The weight files that they name.
+        plugin_weights: The native target's weight files that plug-in nodes name.
+    """
+
+    models: tuple[TensorrtModel, ...]
+    weights: tuple[str, ...]
+    plugin_weights: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DomainModel:
     """What a caller must know to run one domain.
 
@@ -116,6 +150,7 @@ class DomainModel:
         dynamic_batch: Whether the first axis of every input may have any size.
         onnx: Files of the `onnx` target, or None if the bundle has none.
         native: Files of the `native` target, or None if the bundle has none.
+        tensorrt: Files of the `tensorrt` target, or None if the bundle has none.
     """
 
     labels: tuple[str, ...] | None
@@ -124,6 +159,7 @@ class DomainModel:
     dynamic_batch: bool
     onnx: OnnxFiles | None = None
     native: NativeFiles | None = None
+    tensorrt: TensorrtFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +200,7 @@ class Manifest:
 
 def _model_to_json(model: DomainModel) -> dict[str, Any]:
     tree = dataclasses.asdict(model)
-    targets = {name: tree.pop(name) for name in ("onnx", "native")}
+    targets = {name: tree.pop(name) for name in ("onnx", "native", "tensorrt")}
     return {**tree, "targets": {name: files for name, files in targets.items() if files}}
 
 
@@ -283,7 +319,7 @@ def _file_entry(field: _Field) -> FileEntry:
 
 def _model(field: _Field, files: Mapping[str, FileEntry]) -> DomainModel:
     targets = field["targets"].mapping(lambda target: target)
-    onnx, native = targets.get("onnx"), targets.get("native")
+    onnx, native, tensorrt = (targets.get(name) for name in ("onnx", "native", "tensorrt"))
     return DomainModel(
         labels=field["labels"].optional(lambda labels: labels.sequence(_Field.text)),
         inputs=field["inputs"].sequence(_tensor_spec),
@@ -291,6 +327,7 @@ def _model(field: _Field, files: Mapping[str, FileEntry]) -> DomainModel:
         dynamic_batch=field["dynamic_batch"].flag(),
         onnx=None if onnx is None else _onnx_files(onnx, files),
         native=None if native is None else _native_files(native, files),
+        tensorrt=None if tensorrt is None else _tensorrt_files(tensorrt, files),
     )
 
 
@@ -338,6 +375,22 @@ def _onnx_files(field: _Field, files: Mapping[str, FileEntry]) -> OnnxFiles:
     )
 
 
+def _tensorrt_files(field: _Field, files: Mapping[str, FileEntry]) -> TensorrtFiles:
+    def model(item: _Field) -> TensorrtModel:
+        return TensorrtModel(
+            file=_listed(item["file"], files),
+            precision=item["precision"].text(),
+            plugins=item["plugins"].integer(),
+            max_rel_error=item["max_rel_error"].number(),
+        )
+
+    return TensorrtFiles(
+        models=field["models"].sequence(model),
+        weights=field["weights"].sequence(lambda path: _listed(path, files)),
+        plugin_weights=field["plugin_weights"].sequence(lambda path: _listed(path, files)),
+    )
+
+
 def _report(root: _Field) -> CompileReport:
     return CompileReport(
         domains=root["domains"].mapping(_domain_report),
@@ -350,6 +403,7 @@ def _report(root: _Field) -> CompileReport:
         missing=root.get("missing", []).sequence(lambda item: _figures(item, Missing)),
         layout=root.get("layout", []).sequence(_weight_layout),
         memory_limit=root.get("memory_limit", None).optional(_Field.integer),
+        plugins=root.get("plugins", []).sequence(_plugin_choice),
         budget=root["budget"].optional(_Field.number),
         metric=root["metric"].text(),
         fit=root["fit"].optional(_Field.text),
@@ -359,6 +413,10 @@ def _report(root: _Field) -> CompileReport:
 def _weight_layout(field: _Field) -> WeightLayout:
     domains = {key: field[key].sequence(_Field.text) for key in ("readers", "private")}
     return _figures(field, WeightLayout, **domains)
+
+
+def _plugin_choice(field: _Field) -> PluginChoice:
+    return _figures(field, PluginChoice, plugin=field["plugin"].flag())
 
 
 def _domain_report(field: _Field) -> DomainReport:

@@ -20,6 +20,8 @@ from .checkpoint import Checkpoint, load_checkpoint
 from .emit.native.record import Record
 from .emit.native.target import NativeTarget, free_name
 from .emit.onnx_target import OnnxTarget, describe, file_stems
+from .emit.tensorrt.target import TensorrtTarget
+from .emit.tensorrt.verify import verified
 from .engines.native import NativeEngine, load_library
 from .engines.ort import OnnxRuntimeEngine
 from .errors import BackendUnavailableError, UnsupportedGraphError, UsageError
@@ -35,7 +37,7 @@ from .passes.figures import UsedPairs, union_and_intersection
 from .passes.lower import to_float32
 from .passes.remove import Removed, remove, remove_for, shared_orders
 from .passes.trace import example_feeds
-from .report import CompileReport, DomainReport, Held, Missing, WeightLayout
+from .report import CompileReport, DomainReport, Held, Missing, PluginChoice, WeightLayout
 from .verify import (
     ARTIFACT_TOLERANCE,
     GRAPH_TOLERANCE,
@@ -84,6 +86,7 @@ def compile(
         metric: What the budget counts: `"params"`, `"macs"` or `"switches"`.
         targets: What to emit, such as `("onnx", "native")`. None: both, and where the native
             target cannot express the graph or check it here, the report's `missing` says why.
+            `"tensorrt"` brings `"native"` with it, whose weights its plug-in nodes read.
         fit: `"magnitude"` lets boolean masks outside the budget be cut by weight norm.
         overwrite: Replace a bundle that stands at `output_dir`.
         memory_limit: Most bytes of the native target's weight file. What the union of all domains
@@ -103,6 +106,8 @@ def compile(
     """
     start = time.perf_counter()
     _check_targets(targets)
+    if targets is not None and "tensorrt" in targets and "native" not in targets:
+        targets = [*targets, "native"]
     if memory_limit is not None and targets is not None and "native" not in targets:
         raise UsageError("a memory limit is one of the native target, which was not asked for")
     with BundleWriter(Path(output_dir), overwrite) as writer:
@@ -165,6 +170,7 @@ class Run:
         self._targets = list(DEFAULT_TARGETS if targets is None else targets)
         self._memory_limit = memory_limit
         self._layout: tuple[WeightLayout, ...] = ()
+        self._plugins: tuple[PluginChoice, ...] = ()
         self._progress = progress
         self._done = 0
         self.used: dict[str, dict[WeightUse, UsedPairs]] = {}
@@ -178,20 +184,26 @@ class Run:
         names = list(self._checkpoint.domains)
         stores: list[StoreWriter] = []
         with contextlib.ExitStack() as stack:
-            onnx = native = None
+            onnx = native = tensorrt = None
             if "onnx" in self._targets:
                 onnx = stack.enter_context(self._onnx_target(names))
                 stores.append(onnx.store)
             if "native" in self._targets:
                 native = stack.enter_context(self._native_target(names))
                 self._tolerate(native, load_library)
+            if "tensorrt" in self._targets:
+                target = TensorrtTarget(self._root, file_stems(names))
+                tensorrt = stack.enter_context(target)
+                stores.append(tensorrt.store)
             if self._onto is not None:
                 self._orders = dict(self._onto.record.orders)
             elif "native" in self._targets and len(names) > 1:
                 self._orders = shared_orders(self._checkpoint)
-            reports = {name: self._domain(name, onnx, native) for name in names}
+            reports = {name: self._domain(name, onnx, native, tensorrt) for name in names}
             if native is not None and self._tolerate(native, lambda: self._finish(native, reports)):
                 stores.append(native.store)
+            if native is not None and tensorrt is not None:
+                self._finish_tensorrt(tensorrt, native, reports)
         union, intersection = union_and_intersection(self.used)
         return CompileReport(
             domains=reports,
@@ -204,6 +216,7 @@ class Run:
             missing=tuple(self._missing),
             layout=self._layout,
             memory_limit=self._memory_limit,
+            plugins=self._plugins,
         )
 
     def _onnx_target(self, names: list[str]) -> OnnxTarget:
@@ -237,10 +250,17 @@ class Run:
         return True
 
     def _domain(
-        self, name: str, onnx: OnnxTarget | None, native: NativeTarget | None
+        self,
+        name: str,
+        onnx: OnnxTarget | None,
+        native: NativeTarget | None,
+        tensorrt: TensorrtTarget | None,
     ) -> DomainReport:
         self._begin(name, "remove")
-        graphs = remove_for(self._checkpoint, name, self._targets, self._orders)
+        forms = [target for target in self._targets if target != "tensorrt"]
+        if tensorrt is not None and "onnx" not in forms:
+            forms.append("onnx")  # its stock models
+        graphs = remove_for(self._checkpoint, name, forms, self._orders)
         removed = next(iter(graphs.values()))
         self.used[name] = dict(removed.used)
         self._held.extend(removed.held)
@@ -255,6 +275,8 @@ class Run:
         if native is not None and "native" in graphs:
             self._cases[name] = self._slim(found), batched
             self._tolerate(native, lambda: self._add_native(native, name, graphs["native"]))
+        if tensorrt is not None:
+            self._add_tensorrt(tensorrt, name, graphs)
         error = Error()
         if onnx is not None:
             self.models[name] = onnx.add(name, to_float32(graphs["onnx"].model), labels)
@@ -286,6 +308,29 @@ class Run:
         except UnsupportedGraphError as error:
             raise UnsupportedGraphError(f"domain {name!r}: {error}") from error
 
+    def _add_tensorrt(
+        self, tensorrt: TensorrtTarget, name: str, graphs: Mapping[str, Removed]
+    ) -> None:
+        feeds = example_feeds(self._checkpoint)
+        if self._checkpoint.dynamic_batch:
+            feeds = {key: array[:1] for key, array in feeds.items()}
+        tensorrt.add(name, graphs["onnx"].model, graphs["native"].model, feeds)
+
+    def _finish_tensorrt(
+        self, tensorrt: TensorrtTarget, native: NativeTarget, reports: dict[str, DomainReport]
+    ) -> None:
+        """Writes the models with plug-in nodes and evaluates all models."""
+        written = tensorrt.finish(native.placed, native.layout)
+        self._plugins = tensorrt.choices
+        self._missing.extend(Missing(*lacking) for lacking in tensorrt.lacking)
+        for name, files in written.items():
+            self._begin(name, "check the TensorRT models")
+            found, batched = self._cases[name]
+            files, error, missing = verified(self._root, name, files, found, batched)
+            self.models[name] = dataclasses.replace(self.models[name], tensorrt=files)
+            self._missing.extend(missing)
+            reports[name] = reports[name].with_error(error.absolute, error.relative)
+
     def _slim(self, found: list[Case]) -> list[Case]:
         """Keeps one copy of the inputs, which are the same for all domains."""
         first = next(iter(self._cases.values()), (found, False))[0]
@@ -303,10 +348,7 @@ class Run:
             for name, report in reports.items():
                 self._begin(name, "check the plan")
                 error = self._check_plan(name)
-                if error.relative > report.max_rel_error:
-                    reports[name] = dataclasses.replace(
-                        report, max_abs_error=error.absolute, max_rel_error=error.relative
-                    )
+                reports[name] = report.with_error(error.absolute, error.relative)
         except UnsupportedGraphError:
             self._layout = ()
             for name, model in self.models.items():
@@ -315,7 +357,7 @@ class Run:
 
     def _begin(self, name: str, stage: str) -> None:
         if self._progress is not None:
-            stages = 3 + ("onnx" in self._targets) + ("native" in self._targets)
+            stages = 3 + len(self._targets)
             self._progress(name, stage, self._done, stages * len(self._checkpoint.domains))
         self._done += 1
 
@@ -344,7 +386,7 @@ class Run:
         return worst
 
     def _check_plan(self, name: str) -> Error:
-        found, batched = self._cases.pop(name)
+        found, batched = self._cases[name]
         engine = NativeEngine(self._root, name, self.models[name])
         error = largest_error(found, lambda feeds: run_engine(engine, feeds), batched=batched)
         if error.relative > ARTIFACT_TOLERANCE:
@@ -395,13 +437,8 @@ def _check_targets(targets: Sequence[str] | None) -> None:
     for target in targets:
         if target not in TARGETS:
             raise UsageError(f"unknown target {target!r}; there are {', '.join(TARGETS)}")
-        if target not in DEFAULT_TARGETS:
-            raise BackendUnavailableError(
-                f"this version of mdprune cannot emit the {target} target; use "
-                f"{' or '.join(DEFAULT_TARGETS)}"
-            )
     if not targets:
-        raise UsageError(f"no target was named; there are {', '.join(DEFAULT_TARGETS)}")
+        raise UsageError(f"no target was named; there are {', '.join(TARGETS)}")
 
 
 def versions() -> dict[str, str]:

@@ -27,6 +27,13 @@ def narrow(graph: ir.Graph) -> None:
     _change(graph, np.dtype(np.float64), np.dtype(np.float32))
 
 
+def narrow_to_half(graph: ir.Graph) -> None:
+    """Turns float32 initialisers, constants, tensor attributes and casts into float16, in place."""
+    for node in graph:
+        _make_default_explicit(node)
+    _change(graph, np.dtype(np.float32), np.dtype(np.float16))
+
+
 def _change(graph: ir.Graph, old: np.dtype[np.generic], new: np.dtype[np.generic]) -> None:
     before, after = (int(ir.DataType.from_numpy(dtype)) for dtype in (old, new))
     for value in graph.initializers.values():

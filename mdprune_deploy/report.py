@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 VERSION = 1
@@ -94,6 +94,27 @@ class WeightLayout:
 
 
 @dataclass(frozen=True)
+class PluginChoice:
+    """Whether the `tensorrt` target's plug-in reads one weight; bytes are those of float16.
+
+    Attributes:
+        name: The weight's name.
+        plugin: Whether plug-in nodes read it; else every domain has a stock layer.
+        bytes_copies: Bytes of a copy for every domain that uses another part.
+        bytes_stored: Bytes of what the native target stores.
+        bytes_activations: Input and output of the layer at batch 1.
+        reason: Why.
+    """
+
+    name: str
+    plugin: bool
+    bytes_copies: int
+    bytes_stored: int
+    bytes_activations: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class DomainReport:
     """The figures of one domain; parameters count weights without biases and norms.
 
@@ -109,6 +130,12 @@ class DomainReport:
     max_rel_error: float
     layers: tuple[LayerFigures, ...] = ()
 
+    def with_error(self, absolute: float, relative: float) -> DomainReport:
+        """Returns the figures with an error that was found besides, if it is larger."""
+        if relative <= self.max_rel_error:
+            return self
+        return replace(self, max_abs_error=absolute, max_rel_error=relative)
+
 
 @dataclass(frozen=True)
 class CompileReport:
@@ -123,9 +150,10 @@ class CompileReport:
         seconds: Wall-clock time of the compile; None in a bundle, which is the same whenever it was
             made.
         held: Every place where a masked channel could not be removed.
-        missing: Targets that a compile for all targets could not emit.
+        missing: Targets that a compile for all targets could not emit, and float16 models.
         layout: How the native target stores weights, in graph order; empty without it.
         memory_limit: Most bytes that its weight file may have, None for no limit.
+        plugins: Which weights the `tensorrt` target reads through its plug-in.
         budget: The budget that the masks were fitted to, None for masks as they were.
         metric: What the budget counted.
         fit: How boolean masks outside the budget were cut, None for not at all.
@@ -141,6 +169,7 @@ class CompileReport:
     missing: tuple[Missing, ...] = ()
     layout: tuple[WeightLayout, ...] = ()
     memory_limit: int | None = None
+    plugins: tuple[PluginChoice, ...] = ()
     budget: float | None = None
     metric: str = "params"
     fit: str | None = None

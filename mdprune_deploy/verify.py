@@ -27,6 +27,8 @@ GRAPH_TOLERANCE = 1e-9
 of some thousand terms stays near 1e-13, a wrong channel is at 1e-3 or more."""
 ARTIFACT_TOLERANCE = 1e-5
 """The contract's bound in float32."""
+HALF_TOLERANCE = 5e-3
+"""The bound in float16, on inputs of the size that networks are trained on."""
 LARGE = 1e3
 """Scale of the large-magnitude input."""
 

@@ -326,7 +326,7 @@ def test_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(mdprune("bench", bundle(), "--engine", "native"), 7, "native")
     refused(mdprune("bench", bundle(), "--engine", "tensorrt"), 7, "tensorrt")
     refused(
-        mdprune("compile", checkpoint(), "-o", "out", "--target", "tensorrt"), 7, "tensorrt target"
+        mdprune("compile", checkpoint(), "-o", "out", "--target", "tensorrt"), 7, "native runtime"
     )
 
 

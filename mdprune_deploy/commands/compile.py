@@ -34,7 +34,8 @@ def compile(
         typer.Option(
             "--target",
             metavar="T,...",
-            help="What to emit: onnx, native; both by default, native where it can be.",
+            help="What to emit: onnx, native, tensorrt; without it the first two, native where it "
+            "can be.",
         ),
     ] = None,
     metric: MetricOption = "params",
@@ -94,8 +95,12 @@ def show(report: CompileReport, output: Path) -> None:
         f"of them in common. The weight files: {size(report.bytes_shared)} that several domains "
         f"name, {size(report.bytes_private)} that one names."
     )
+    if report.plugins:
+        taken = sum(choice.plugin for choice in report.plugins)
+        print(f"TensorRT: {taken} of {len(report.plugins)} convolutions read shared weights.")
     for missing in report.missing:
-        print(f"The bundle has no {missing.target} target: {missing.reason}.")
+        what = missing.target if "/" in missing.target else f"{missing.target} target"
+        print(f"The bundle has no {what}: {missing.reason}.")
     show_held(len(report.held), sum(held.channels for held in report.held))
     if report.seconds is not None:
         print(f"Compiled and checked in {report.seconds:.1f} s.")

@@ -56,8 +56,8 @@ def _weight(low: Lowering, node: ir.Node, weight: Array, groups: int) -> dict[st
     stored = node.meta.get("stored")
     if not isinstance(stored, StoredWeight) or low.share is None:
         return {"weights": ((low.draft.constant(packed(weight, groups), weight=True), None),)}
-    part = low.draft.part(low.share(stored, weight))
-    found: dict[str, Any] = {"weights": ((part, None),)}
+    number = node.meta["part"] = low.share(stored, weight)
+    found: dict[str, Any] = {"weights": ((low.draft.part(number), None),)}
     if not stored.live.all():  # the other filters are constants, whatever their weights
         found["scale"] = low.draft.constant(stored.live.astype(np.float64))
     return found

@@ -65,6 +65,7 @@ class NativeTarget:
 
     Attributes:
         store: The weight file that is written, for its figures.
+        placed: Where the parts of shared weights lie, by number; known once files are written.
     """
 
     def __init__(self, root: Path, stems: Mapping[str, str], record: Record | None = None) -> None:
@@ -78,6 +79,7 @@ class NativeTarget:
         )
         self.store = self._files.store
         self._shared = SharedWeights(self._files, record)
+        self.placed: Mapping[int, Placed] = {}
         self._pending: dict[str, _Pending] = {}
 
     def __enter__(self) -> NativeTarget:
@@ -157,7 +159,7 @@ class NativeTarget:
         Raises:
             BudgetError: The union of what the domains use is larger.
         """
-        placed = self._shared.place(memory_limit)
+        placed = self.placed = self._shared.place(memory_limit)
         self.store.flush()
         found: dict[str, NativeFiles] = {}
         index = []
