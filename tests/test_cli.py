@@ -113,7 +113,7 @@ def test_budget_cuts_scores_and_fit_cuts_switches(tmp_path: Path) -> None:
         (["inspect", "MODEL"], {"source", "domains", "layers", "held", "params_union"}),
         (["inspect", "BUNDLE"], {"source", "domains", "layers", "held", "bytes_shared"}),
         (["verify", "BUNDLE", "--against", "MODEL"], {"domains"}),
-        (["bench", "BUNDLE", "--seconds", "0.01"], {"domains"}),
+        (["bench", "BUNDLE", "--seconds", "0.01"], {"domains", "runs", "machine", "memory"}),
         (["run", "BUNDLE", "X", "--domain", "first"], {"domain", "top", "outputs", "variant"}),
     ],
 )
@@ -189,8 +189,12 @@ def test_bench_prints_a_row_per_domain_and_the_ratio() -> None:
     result = mdprune("bench", bundle(), "--seconds", "0.01", "--against", checkpoint())
     assert result.exit_code == 0, result.stderr
     assert "ratio" in result.stdout and all(name in result.stdout for name in DOMAINS)
-    one = mdprune("bench", bundle(), "--seconds", "0.01", "--domain", "second", "--json")
-    assert set(json.loads(one.stdout)["domains"]) == {"second"}
+    assert f"memory of 2 domains, {DEFAULT_ENGINE}" in result.stdout
+    quick = ("--seconds", "0.01", "--latency-only", "--json")
+    one = json.loads(mdprune("bench", bundle(), *quick, "--domain", "second").stdout)
+    assert set(one["domains"]) == {"second"} and one["memory"] is None and one["operators"] == []
+    both = mdprune("bench", bundle(), *quick, "--engine", "onnxruntime", "--engine", "native:cpu")
+    assert json.loads(both.stdout)["settings"]["engines"] == ["onnxruntime", "native:cpu"]
 
 
 def test_pack_makes_a_checkpoint_that_compiles(
@@ -234,7 +238,7 @@ def test_a_dense_onnx_file_goes_the_same_way(tmp_path: Path) -> None:
         ("inspect", out),
         ("verify", out, "--against", packed),
         ("run", out, "--domain", "second", image),
-        ("bench", out, "--against", packed, "--seconds", "0.01"),
+        ("bench", out, "--against", packed, "--seconds", "0.01", "--latency-only"),
     ):
         result = mdprune(*command, "--json")
         assert result.exit_code == 0, result.stderr

@@ -22,6 +22,8 @@ def load(
     threads: int = 1,
     *,
     variant: str | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> Engine:
     """Loads one domain of a bundle.
 
@@ -33,6 +35,8 @@ def load(
         threads: Threads that one call uses.
         variant: For `"onnxruntime"`: `"portable"` or `"mapped"` to insist on one. For `"native"`:
             an instruction set, such as `"avx2"` or `"portable"`.
+        device: Where it computes.
+        precision: In which type it computes.
 
     Returns:
         The engine; `engine(x)` runs it and `engine.variant` tells what runs.
@@ -44,6 +48,10 @@ def load(
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+    if (device, precision) != ("cpu", "float32"):
+        raise BackendUnavailableError(
+            f"this version of mdprune has no {engine} engine on {device} in {precision}"
+        )
     bundle = bundle_dir if isinstance(bundle_dir, Bundle) else read_bundle(bundle_dir)
     models = bundle.manifest.models
     if domain not in models:

@@ -53,6 +53,23 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine that computes elsewhere than where its inputs are.
+
+    Attributes:
+        device: Where, such as `cuda`.
+        precision: In which type, such as `float16`.
+    """
+
+    device: str
+    precision: str
+
+    def phases(self) -> dict[str, float]:
+        """Returns seconds of the last call: `host_to_device`, `compute` and `device_to_host`."""
+        ...
+
+
 class DomainEngine:
     """What an engine keeps of its arguments and of the manifest's entry; see `Engine`.
 
