@@ -3,8 +3,7 @@
 Per case: what is stored over the dense weights, exactly the union of the used pairs (the lower
 bound) and with classes grouped; what private copies of all domains would take; the cache lines that
 a domain touches over those that its weights fill (1 is best), with filters in their natural order
-and in the one that is chosen; slabs and groups that a domain reads per layer; bytes that they take
-in its plan.
+and in the one that is chosen; slabs that a domain reads per layer, and their bytes in its plan.
 
 Run `python -m benchmarks.layout [--networks r50 wrn] [--counts 6 20]`.
 """
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import mdprune_deploy as mdp
-from mdprune_deploy.layout.union import LINE, Grouping, Indices, Selection, union
+from mdprune_deploy.layout.union import LINE, Indices, Selection, union
 from mdprune_deploy.passes.bind import WeightUse
 from mdprune_deploy.passes.elements import indices_of
 from mdprune_deploy.passes.figures import products
@@ -92,16 +91,13 @@ def measure(network: str, style: str, count: int) -> dict[str, object]:
         for s in weight.selections.values()
     )
     row["private"] = private / dense
-    for name, grouping, ordered in (
-        ("union", Grouping.NONE, False),
-        ("grouped", Grouping.FILTERS, True),
-    ):
+    for name, grouped in (("union", False), ("grouped", True)):
         stored = touched = used = plan = 0
-        slabs, groups = [], []
+        slabs = []
         for weight in weights:
             natural = np.arange(weight.filters)
-            order = orders.get(weight.output, natural) if ordered else natural
-            layout = union(weight.selections, order, taps=weight.taps, grouping=grouping)
+            order = orders.get(weight.output, natural) if grouped else natural
+            layout = union(weight.selections, order, taps=weight.taps, grouped=grouped)
             stored += layout.pairs * weight.taps
             for domain in weight.selections:
                 lines, pairs = layout.lines(domain)
@@ -109,11 +105,9 @@ def measure(network: str, style: str, count: int) -> dict[str, object]:
                 used += pairs * weight.taps
                 plan += layout.plan_bytes(domain)
                 slabs.append(len(layout.readers[domain].readings))
-                groups.append(layout.groups(domain))
         row[name] = stored / dense
         row[f"{name}: lines"] = touched * LINE / used
         row[f"{name}: slabs"] = float(np.mean(slabs))
-        row[f"{name}: groups"] = float(np.mean(groups))
         row[f"{name}: plan KiB"] = plan / count / 1024
     return row
 

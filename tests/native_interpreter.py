@@ -246,17 +246,23 @@ def _weight(run: Interpreter, operator: Convolution, filters: int) -> np.ndarray
         return whole[:, :per_group]
     assert operator.groups == 1
     rows = []
-    for weight, bits in operator.weights:
+    for weight, bits, row_bits in operator.weights:
         slab = run.get(weight)
-        if bits is not None:
-            words = run.get(bits)
-            stored = slab.shape[2]
-            assert len(words) == -(-stored // 32)
-            used = [bool(words[j // 32] >> (j % 32) & 1) for j in range(stored)]
-            slab = slab[:, :, used]
-        assert slab.shape[2] == filters
+        slab = slab[:, :, _bit_set(run, bits, slab.shape[2])]
+        slab = slab[:, _bit_set(run, row_bits, slab.shape[1])]
+        assert slab.shape[2] == filters and slab.shape[1] > 0
         rows.append(slab)
     return np.concatenate(rows, axis=1).transpose(2, 1, 0)[None]
+
+
+def _bit_set(run: Interpreter, bits: int | None, stored: int) -> np.ndarray:
+    if bits is None:
+        return np.ones(stored, dtype=bool)
+    words = run.get(bits)
+    assert len(words) == -(-stored // 32)
+    every = [bool(words[j // 32] >> (j % 32) & 1) for j in range(32 * len(words))]
+    assert not any(every[stored:])
+    return np.array(every[:stored])
 
 
 def _end(run: Interpreter, operator: Convolution | Depthwise, acc: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mdprune_deploy import BudgetError
 from mdprune_deploy.layout.choose import Choice, Reader, SharedWeight, choose
-from mdprune_deploy.layout.union import Grouping, Selection
+from mdprune_deploy.layout.union import Selection
 
 
 def selection(filters: range, channels: range) -> Selection:
@@ -92,7 +92,7 @@ def test_groups_are_given_up_to_meet_the_limit() -> None:
     shared = weight(*parts, filters=160)
     free = choose({"w": shared})["w"]
     assert free.stored > free.union and free.layout is not None
-    exact = shared.union_bytes(shared.layout(list(shared.selections), Grouping.NONE))
+    exact = shared.union_bytes(shared.layout(list(shared.selections), grouped=False))
     tight = choose({"w": shared}, exact)["w"]
     assert free.union <= tight.stored < free.stored
     assert tight.reason == "the union, ungrouped to meet the limit"

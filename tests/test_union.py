@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdprune_deploy.layout.union import Grouping, Readings, Selection, Union, union
+from mdprune_deploy.layout.union import Readings, Selection, Union, union
 
-Case = tuple[np.ndarray, dict[str, Selection], np.ndarray, Grouping]
+Case = tuple[np.ndarray, dict[str, Selection], np.ndarray, bool]
 
 
 def indices(*values: int) -> np.ndarray:
@@ -37,15 +37,15 @@ def cases(draw: st.DrawFn) -> Case:
         return np.flatnonzero((rng.random(size) < share) | (np.arange(size) == rng.integers(size)))
 
     selections = {f"d{i}": Selection(chosen(filters), chosen(channels)) for i in range(readers)}
-    return weight, selections, rng.permutation(filters), draw(st.sampled_from(Grouping))
+    return weight, selections, rng.permutation(filters), draw(st.booleans())
 
 
 @given(cases())
 def test_a_reader_gets_exactly_its_rectangle(
     case: Case,
 ) -> None:
-    weight, selections, order, grouping = case
-    stored = union(selections, order, taps=weight.shape[2], grouping=grouping)
+    weight, selections, order, grouped = case
+    stored = union(selections, order, taps=weight.shape[2], grouped=grouped)
     for name, selection in selections.items():
         readings = stored.readers[name]
         assert set(readings.filters.tolist()) == set(selection.filters.tolist())
@@ -60,15 +60,14 @@ def test_a_reader_gets_exactly_its_rectangle(
 def test_exactly_the_used_pairs_are_stored(
     case: Case,
 ) -> None:
-    weight, selections, order, grouping = case
+    weight, selections, order, grouped = case
     used = np.zeros(weight.shape[:2], dtype=bool)
     for selection in selections.values():
         used[np.ix_(selection.filters, selection.channels)] = True
     exact = union(selections, order, taps=weight.shape[2])
     assert exact.pairs == used.sum()
-    for stored in (exact, union(selections, order, grouping=Grouping.FILTERS)):
-        assert all(reading.rows is None for r in stored.readers.values() for reading in r.readings)
-    assert union(selections, order, taps=weight.shape[2], grouping=grouping).pairs >= used.sum()
+    assert all(reading.rows is None for r in exact.readers.values() for reading in r.readings)
+    assert union(selections, order, taps=weight.shape[2], grouped=grouped).pairs >= used.sum()
 
 
 def test_classes_are_slabs_the_most_shared_first() -> None:
@@ -108,23 +107,19 @@ def test_equal_readers_share_one_slab_without_bits() -> None:
         assert [(r.slab, r.bits, r.rows) for r in readings.readings] == [(0, None, None)]
 
 
-@pytest.mark.parametrize("grouping", [Grouping.FILTERS, Grouping.ROWS])
-def test_many_small_classes_are_grouped_and_large_different_ones_are_not(
-    grouping: Grouping,
-) -> None:
+def test_many_small_classes_are_grouped_and_large_different_ones_are_not() -> None:
     rng = np.random.default_rng(0)
     half = [rng.permutation(64)[:60] for _ in range(20)]
     many = {f"d{i}": Selection(half[i], np.flatnonzero(rng.random(64) < 0.5)) for i in range(20)}
     assert len(union(many).slabs) > 50
-    grouped = union(many, grouping=grouping)
+    grouped = union(many, grouped=True)
+    assert len(grouped.slabs) == 1
     assert grouped.pairs == 64 * 64  # all rows are as wide
-    assert len(grouped.slabs) == (1 if grouping is Grouping.ROWS else len(union(many).slabs))
-    assert all(grouped.groups(reader) == 1 for reader in many)
     two = {
         "a": Selection(np.arange(512), np.arange(512)),
         "b": Selection(np.arange(512, 1024), np.arange(512, 1024)),
     }
-    assert union(two, taps=9, grouping=grouping).pairs == 2 * 512 * 512
+    assert union(two, taps=9, grouped=True).pairs == 2 * 512 * 512
 
 
 def test_rows_of_a_group_are_whole_cache_lines() -> None:
@@ -132,10 +127,10 @@ def test_rows_of_a_group_are_whole_cache_lines() -> None:
         "a": Selection(np.arange(40), np.arange(0, 90)),
         "b": Selection(np.arange(90, 100), np.arange(90, 180)),
     }
-    stored = union(selections, np.arange(100), grouping=Grouping.FILTERS)
+    stored = union(selections, np.arange(100), grouped=True)
     assert [len(slab.filters) for slab in stored.slabs] == [48, 16]
     assert set(range(40)) < set(stored.slabs[0].filters.tolist())
-    few = union({"a": Selection(np.arange(20), np.arange(3))}, grouping=Grouping.FILTERS)
+    few = union({"a": Selection(np.arange(20), np.arange(3))}, grouped=True)
     assert [len(slab.filters) for slab in few.slabs] == [20]  # there are no more
 
 
@@ -145,13 +140,27 @@ def test_bytes_of_a_plan() -> None:
         "b": Selection(np.arange(40), indices(0, 1)),
     }
     stored = union(selections)
-    assert stored.plan_bytes("a") == 56 + 4 * 2  # 40 stored filters: two words of bits
-    assert stored.plan_bytes("b") == 56 * 2  # all of both slabs
-    grouped = union(selections, grouping=Grouping.FILTERS)
-    assert (grouped.plan_bytes("a"), grouped.plan_bytes("b")) == (56 + 4 * 2, 56 * 2)
-    joined = union(selections, grouping=Grouping.ROWS)
+    assert stored.plan_bytes("a") == 60 + 48 + 64  # 40 stored filters: two words of bits
+    assert stored.plan_bytes("b") == 60 * 2  # all of both slabs
+    joined = union(selections, grouped=True)
     assert len(joined.slabs) == 1
-    assert joined.plan_bytes("a") == 56 + 4 * 2 + 4 * 1  # and a list of one row
+    assert joined.plan_bytes("a") == 60 + 2 * (48 + 64)  # and a set of one row
+    assert joined.plan_bytes("b") == 60
+
+
+def test_rows_that_the_same_readers_take_lie_side_by_side() -> None:
+    readers = {
+        name: Selection(np.arange(16), np.arange(size, 64, 2 * size))
+        for name, size in (("a", 1), ("b", 2), ("c", 4))
+    }
+    stored = union(readers, grouped=True)
+    assert len(stored.slabs) == 1
+    runs = []
+    for readings in stored.readers.values():
+        rows = readings.readings[0].rows
+        assert rows is not None
+        runs.append(int((np.diff(rows.astype(int), prepend=0) == 1).sum()))
+    assert runs == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +180,6 @@ def test_lines(filters: list[int], lines: int) -> None:
 
 def test_a_reader_of_nothing() -> None:
     nothing = np.zeros(0, dtype=np.int64)
-    for grouping in Grouping:
-        stored = union({"a": Selection(nothing, nothing)}, grouping=grouping)
+    for grouped in (False, True):
+        stored = union({"a": Selection(nothing, nothing)}, grouped=grouped)
         assert stored.pairs == 0 and stored.readers["a"].readings == ()

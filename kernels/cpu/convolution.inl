@@ -403,6 +403,52 @@ struct Panels {
   }
 };
 
+// Walks the used rows of a slab, rising.
+class Rows {
+ public:
+  Rows() = default;
+  // Begins behind the first `skipped` of them.
+  Rows(const Slab& slab, std::size_t skipped) : bits_(slab.row_bits) {
+    if (bits_ == nullptr) {
+      at_ = skipped;
+      return;
+    }
+    std::size_t used;
+    while ((used = static_cast<std::size_t>(__builtin_popcount(bits_[word_]))) <= skipped) {
+      skipped -= used;
+      ++word_;
+    }
+    for (left_ = bits_[word_]; skipped > 0; --skipped) left_ &= left_ - 1;
+  }
+
+  // The next row. There must be one.
+  std::size_t next() {
+    if (bits_ == nullptr) return at_++;
+    while (left_ == 0) left_ = bits_[++word_];
+    const std::size_t row = word_ * 32 + static_cast<std::size_t>(__builtin_ctz(left_));
+    left_ &= left_ - 1;
+    return row;
+  }
+
+  // The next row and how many of `most` that are there follow each other from it on.
+  std::pair<std::size_t, std::size_t> next_run(std::size_t most) {
+    if (bits_ == nullptr) {
+      at_ += most;
+      return {at_ - most, most};
+    }
+    const std::size_t first = next();
+    std::size_t count = 1;
+    for (Rows ahead = *this; count < most && ahead.next() == first + count; ++count) *this = ahead;
+    return {first, count};
+  }
+
+ private:
+  const std::uint32_t* bits_ = nullptr;
+  std::size_t at_ = 0;  // the next row, without bits
+  std::size_t word_ = 0;
+  std::uint32_t left_ = 0;  // bits of the word that are not behind
+};
+
 // Where the used filters of one panel lie in the stored rows of a slab.
 class Selection {
  public:
@@ -432,11 +478,10 @@ class Selection {
     place(position, slab.filters);
   }
 
-  // Packs `rows` stored rows, `stored` filters apart, into rows of `width` floats.
-  void pack(const float* from, std::size_t stored, std::size_t rows, float* to,
-            std::size_t width) const {
+  // Packs stored rows into rows of `width` floats.
+  void pack(const float* const* from, std::size_t rows, float* to, std::size_t width) const {
     for (std::size_t block = 0; block < width / kBlock; ++block) {
-      pack_block(block, from, stored, rows, to + block * kBlock, width);
+      pack_block(block, from, rows, to + block * kBlock, width);
     }
   }
 
@@ -474,32 +519,33 @@ class Selection {
     }
   }
 
-  void pack_block(std::size_t number, const float* from, std::size_t stored, std::size_t rows,
-                  float* to, std::size_t width) const {
+  void pack_block(std::size_t number, const float* const* from, std::size_t rows, float* to,
+                  std::size_t width) const {
     const Block& block = blocks_[number];
-    from += block.first;
     const __m512i index = _mm512_load_si512(block.from);
     if (!block.whole || block.pairs > 2) {
       const std::size_t count = std::min(kBlock, count_ - number * kBlock);
-      for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
-        for (std::size_t lane = 0; lane < count; ++lane) to[lane] = from[block.from[lane]];
+      for (std::size_t row = 0; row < rows; ++row, to += width) {
+        const float* const values = from[row] + block.first;
+        for (std::size_t lane = 0; lane < count; ++lane) to[lane] = values[block.from[lane]];
         std::fill(to + count, to + kBlock, 0.0F);
       }
     } else if (block.contiguous) {
-      for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
-        _mm512_storeu_ps(to, _mm512_loadu_ps(from));
+      for (std::size_t row = 0; row < rows; ++row, to += width) {
+        _mm512_storeu_ps(to, _mm512_loadu_ps(from[row] + block.first));
       }
     } else if (block.pairs == 1) {
       MDPRUNE_UNROLL
-      for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
-        _mm512_storeu_ps(to, pair(from, index));
+      for (std::size_t row = 0; row < rows; ++row, to += width) {
+        _mm512_storeu_ps(to, pair(from[row] + block.first, index));
       }
     } else {
       const auto second = static_cast<__mmask16>(block.second);
       MDPRUNE_UNROLL
-      for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
-        const __m512 high = pair(from + 2 * kBlock, index);
-        _mm512_storeu_ps(to, _mm512_mask_mov_ps(pair(from, index), second, high));
+      for (std::size_t row = 0; row < rows; ++row, to += width) {
+        const float* const values = from[row] + block.first;
+        const __m512 high = pair(values + 2 * kBlock, index);
+        _mm512_storeu_ps(to, _mm512_mask_mov_ps(pair(values, index), second, high));
       }
     }
   }
@@ -514,11 +560,11 @@ class Selection {
     std::copy_n(position.begin(), count_, position_.begin());
   }
 
-  void pack_block(std::size_t number, const float* from, std::size_t stored, std::size_t rows,
-                  float* to, std::size_t width) const {
+  void pack_block(std::size_t number, const float* const* from, std::size_t rows, float* to,
+                  std::size_t width) const {
     const std::size_t begin = number * kBlock, count = std::min(kBlock, count_ - begin);
-    for (std::size_t row = 0; row < rows; ++row, from += stored, to += width) {
-      for (std::size_t i = 0; i < count; ++i) to[i] = from[position_[begin + i]];
+    for (std::size_t row = 0; row < rows; ++row, to += width) {
+      for (std::size_t i = 0; i < count; ++i) to[i] = from[row][position_[begin + i]];
       std::fill(to + count, to + kBlock, 0.0F);
     }
   }
@@ -735,26 +781,20 @@ class Ahead {
     while (slab_ < call_->slab_count) {
       const Slab& slab = call_->slabs[slab_];
       const std::size_t from = std::max(before_, range_.row);
-      const std::size_t to = std::min(before_ + slab.rows, range_.last_row);
+      const std::size_t to = std::min(before_ + slab.used_rows, range_.last_row);
       if (from + row_ < to && tap_ < range_.last_tap) {
-        const float* const row =
-            slab.data + (tap_ * slab.rows + from - before_ + row_) * slab.filters;
-        std::size_t count = slab.filters;
-        if (all_filters()) {
-          count *= to - from;
-          ++tap_;
-        } else {
-          count = slab.filters * (last_ - first_) / kAll;
-          ++row_;
-        }
-        *begin = reinterpret_cast<const char*>(row + slab.filters * first_ / kAll);
-        *end = *begin + count * sizeof(float);
+        if (row_ == 0) rows_ = Rows(slab, from - before_);
+        const auto [row, count] = rows_.next_run(all_filters() ? to - from - row_ : 1);
+        row_ += count;
+        const float* const data = slab.data + (tap_ * slab.rows + row) * slab.filters;
+        *begin = reinterpret_cast<const char*>(data + slab.filters * first_ / kAll);
+        *end = *begin + count * (slab.filters * (last_ - first_) / kAll) * sizeof(float);
         return true;
       }
       row_ = 0;
-      if (from < to && !all_filters() && ++tap_ < range_.last_tap) continue;
+      if (from < to && ++tap_ < range_.last_tap) continue;
       tap_ = range_.tap;
-      before_ += slab.rows;
+      before_ += slab.used_rows;
       ++slab_;
     }
     return false;
@@ -769,6 +809,7 @@ class Ahead {
   Range range_{};
   std::size_t first_ = 0, last_ = kAll;
   std::size_t slab_ = 0, before_ = 0, tap_ = 0, row_ = 0;
+  Rows rows_;  // behind `row_` of them
 };
 
 // One unit of work: panels of filters side by side on a share of the tiles.
@@ -981,17 +1022,17 @@ class Unit {
     for (std::size_t s = 0; s < call_.slab_count; ++s) {
       const Slab& slab = call_.slabs[s];
       const std::size_t begin = std::max(first, range.row);
-      const std::size_t end = std::min(first + slab.rows, range.last_row);
+      const std::size_t end = std::min(first + slab.used_rows, range.last_row);
       if (begin < end) {
         select(slab);
+        const Rows used(slab, begin - first);
         for (std::size_t tap = range.tap; tap < range.last_tap; ++tap) {
-          const float* const from = slab.data + (tap * slab.rows + begin - first) * slab.filters;
           const std::size_t to =
               (tap - range.tap) * (range.last_row - range.row) + begin - range.row;
-          pack_rows(from, slab.filters, end - begin, to, range.rows());
+          pack_rows(slab, tap, used, end - begin, to, range.rows());
         }
       }
-      first += slab.rows;
+      first += slab.used_rows;
     }
   }
 
@@ -1007,15 +1048,19 @@ class Unit {
   }
 
   // A few rows at a time, so that they stay in L1 from one panel to the next.
-  void pack_rows(const float* from, std::size_t stored, std::size_t rows, std::size_t to,
+  void pack_rows(const Slab& slab, std::size_t tap, Rows used, std::size_t rows, std::size_t to,
                  std::size_t of) {
-    const std::size_t few = count_ == 1 ? 8 : 4;
+    constexpr std::size_t kFewRows = 8;
+    const std::size_t few = count_ == 1 ? kFewRows : kFewRows / 2;
+    const float* const data = slab.data + tap * slab.rows * slab.filters;
+    std::array<const float*, kFewRows> from;
     for (std::size_t row = 0; row < rows; row += few) {
       const std::size_t count = std::min(few, rows - row);
+      for (std::size_t i = 0; i < count; ++i) from[i] = data + used.next() * slab.filters;
       for (std::size_t i = 0; i < count_; ++i) {
         const std::size_t width = panels_[i].blocks * kBlock;
         float* const out = scratch_.panel + panels_[i].begin * of + (to + row) * width;
-        selections_[i].pack(from + row * stored, stored, count, out, width);
+        selections_[i].pack(from.data(), count, out, width);
       }
     }
   }

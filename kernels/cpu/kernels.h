@@ -31,12 +31,14 @@ struct Parallel {
 };
 
 // A rectangle of stored weights, (taps, rows, filters) floats. Bit j of `bits` says whether stored
-// filter j is used; null: all are.
+// filter j is used, bit r of `row_bits` whether stored row r is; null: all are.
 struct Slab {
   const float* data;
   std::size_t rows;
   std::size_t filters;
   const std::uint32_t* bits;
+  const std::uint32_t* row_bits;
+  std::size_t used_rows;
 };
 
 struct Convolution {

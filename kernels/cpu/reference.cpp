@@ -107,20 +107,24 @@ std::vector<float> dense_weight(const Convolution& c) {
     }
     return dense;
   }
-  std::size_t first = 0;
+  const auto is_used = [](const std::uint32_t* bits, std::size_t i) {
+    return bits == nullptr || (bits[i / 32] >> (i % 32) & 1U) != 0;
+  };
+  std::size_t channel = 0;
   for (std::size_t s = 0; s < c.slab_count; ++s) {
     const Slab& slab = c.slabs[s];
-    std::size_t f = 0;
-    for (std::size_t j = 0; j < slab.filters; ++j) {
-      if (slab.bits != nullptr && (slab.bits[j / 32] >> (j % 32) & 1U) == 0) continue;
-      for (std::size_t t = 0; t < taps; ++t) {
-        for (std::size_t r = 0; r < slab.rows; ++r) {
-          at(f, first + r, t) = slab.data[(t * slab.rows + r) * slab.filters + j];
+    for (std::size_t r = 0; r < slab.rows; ++r) {
+      if (!is_used(slab.row_bits, r)) continue;
+      std::size_t f = 0;
+      for (std::size_t j = 0; j < slab.filters; ++j) {
+        if (!is_used(slab.bits, j)) continue;
+        for (std::size_t t = 0; t < taps; ++t) {
+          at(f, channel, t) = slab.data[(t * slab.rows + r) * slab.filters + j];
         }
+        ++f;
       }
-      ++f;
+      ++channel;
     }
-    first += slab.rows;
   }
   return dense;
 }

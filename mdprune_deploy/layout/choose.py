@@ -1,10 +1,10 @@
 """Which weights are read from the union of all domains, and which as copies of their own.
 
 A private copy is stored as a kernel reads it, a slab is packed in every call: its used filters are
-gathered, cache line by cache line, and each group's bit set is prepared for every panel of filters.
-So a copy saves
+gathered, cache line by cache line, and its bit set is prepared for every panel of filters. So a
+copy saves
 
-    LINE_NS * lines touched + GROUP_NS * groups * panels
+    LINE_NS * lines touched + GROUP_NS * slabs * panels
 
 nanoseconds per call, however much the layer computes besides, and costs its bytes less those of the
 union that nobody else reads. Without a limit every weight takes what is smaller. Under a limit the
@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..errors import BudgetError
-from .union import FLOAT, Grouping, Indices, Selection, Union, union
+from .union import FLOAT, Indices, Selection, Union, union
 
 Reader = tuple[str, int]
 """The domain, and a number that tells its readers apart."""
@@ -73,10 +73,10 @@ class SharedWeight:
         content = selection.filters.tobytes(), selection.channels.tobytes()
         return (reader, content) if self.own.get(reader) else content
 
-    def layout(self, readers: Sequence[Reader], grouping: Grouping) -> Union[Reader]:
+    def layout(self, readers: Sequence[Reader], *, grouped: bool) -> Union[Reader]:
         """Lays out the union of what some readers use."""
         selections = {reader: self.selections[reader] for reader in readers}
-        return union(selections, self.order, taps=self.taps, grouping=grouping)
+        return union(selections, self.order, taps=self.taps, grouped=grouped)
 
     def union_bytes(self, layout: Union[Reader]) -> int:
         """Returns the bytes of slabs, and of what their readers have beside them."""
@@ -87,7 +87,7 @@ class SharedWeight:
     @property
     def least_bytes(self) -> int:
         """Bytes of the pairs that some reader uses, each once."""
-        layout = self.layout(list(self.selections), Grouping.NONE)
+        layout = self.layout(list(self.selections), grouped=False)
         own = sum(self._own_pairs(reader) for reader in self.selections)
         return FLOAT * self.taps * (layout.pairs + own)
 
@@ -98,7 +98,7 @@ class SharedWeight:
         """Returns the time per call that a private copy saves a reader."""
         panels = -(-len(self.selections[reader].filters) // PANEL)
         lines = layout.lines(reader)[0] * self.taps
-        return LINE_NS * lines + GROUP_NS * layout.groups(reader) * panels
+        return LINE_NS * lines + GROUP_NS * len(layout.readers[reader].readings) * panels
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class _State:
 
     weight: SharedWeight
     private: set[Reader] = field(default_factory=set)
-    grouping: Grouping = Grouping.FILTERS
+    grouped: bool = True
     reason: str = "the union is smaller than copies"
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class _State:
 
     def _lay_out(self) -> None:
         rest = [reader for reader in self.weight.selections if reader not in self.private]
-        self.layout = self.weight.layout(rest, self.grouping) if rest else None
+        self.layout = self.weight.layout(rest, grouped=self.grouped) if rest else None
         slabs = 0 if self.layout is None else self.weight.union_bytes(self.layout)
         self.stored = slabs + self.weight.copies_bytes(sorted(self.private))
 
@@ -179,12 +179,12 @@ class _State:
     def ungrouped(self) -> int:
         """Returns the bytes of slabs without groups."""
         return self.weight.union_bytes(
-            self.weight.layout(list(self.weight.selections), Grouping.NONE)
+            self.weight.layout(list(self.weight.selections), grouped=False)
         )
 
     def ungroup(self) -> None:
         """Stores exactly the union."""
-        self.grouping = Grouping.NONE
+        self.grouped = False
         self.reason = "the union, ungrouped to meet the limit"
         self._lay_out()
 

@@ -10,21 +10,19 @@ is the same for all slabs of the weight. So exactly the pairs that some reader u
 A reader takes every slab whose class holds it, and of the slab's filters those of O_d.
 
 With many readers there are many classes of few channels, and their U_m differ little. So classes
-may be grouped (`Grouping.FILTERS`): the slabs of a group have the same filters, whole cache lines
-of them, so that a reader has one bit set for all slabs of a group and a kernel prepares it once.
-With `Grouping.ROWS` a group is one slab, and a reader takes some of its rows. Either stores pairs
-that no reader uses. Groups are chosen by a cost in bytes,
+may be grouped: a group is one slab of all their channels and of whole cache lines of filters, and a
+reader takes some of its rows. Rows of one class lie side by side, and classes in an order in which
+neighbours agree (a Gray code of their members), so that what a reader takes is few runs. That
+stores pairs that no reader uses. Groups are chosen by a cost in bytes,
 
-    stored bytes + for every group of every reader: its bit set, its row list, `GROUP_COST`,
+    stored bytes + for every group of every reader: its entry and bit sets, `GROUP_COST`,
 
 from the classes upwards, the pair that gains most first.
 """
 
 from __future__ import annotations
 
-import enum
 import functools
-import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -42,22 +40,18 @@ FLOAT = 4
 """Bytes of a stored weight."""
 LINE = 16
 """Floats of a 64-byte cache line."""
-ENTRY_BYTES = 56
-"""Bytes of a plan per slab that it reads: a tensor's entry (48) and two words."""
+ENTRY_BYTES = 48 + 3 * 4
+"""Bytes of a plan per slab that it reads: a tensor's entry and three words."""
+SET_BYTES = 48
+"""Bytes of a plan per bit set, its words aside: a tensor's entry."""
+SET_ALIGNMENT = 64
+"""Bytes to whose multiples the words of a bit set are padded."""
 GROUP_COST = 2048
 """Bytes that may be stored so that one reader has one group less. To prepare a bit set for a panel
 of 64 filters takes about as long as to pack ten rows of it, 256 bytes each, and a weight has a few
 panels. An estimate until it is measured."""
 _MOST_GROUPS = 256
 """Groups that are compared in pairs."""
-
-
-class Grouping(enum.Enum):
-    """What classes of one group share."""
-
-    NONE = enum.auto()
-    FILTERS = enum.auto()
-    ROWS = enum.auto()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +105,12 @@ class Reading:
     Attributes:
         slab: The slab's number.
         bits: Per stored filter whether it is used, None where all are.
-        rows: The rows that are used, rising; None where all are.
+        rows: Per stored row whether it is used, None where all are.
     """
 
     slab: int
     bits: Bits | None
-    rows: Indices | None = None
+    rows: Bits | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,23 +148,18 @@ class Union(Generic[Reader]):
     def plan_bytes(self, reader: Reader) -> int:
         """Returns the bytes that the slabs take in a reader's plan, weights aside."""
         readings = self.readers[reader].readings
-        sets = {id(reading.bits): reading.bits for reading in readings if reading.bits is not None}
-        words = sum(-(-len(bits) // 32) for bits in sets.values())
-        rows = sum(len(reading.rows) for reading in readings if reading.rows is not None)
-        return ENTRY_BYTES * len(readings) + FLOAT * (words + rows)
-
-    def groups(self, reader: Reader) -> int:
-        """Counts the runs of slabs that a reader takes with the same filters and bit set."""
-        keys = [(self.slabs[r.slab].filters, r.bits) for r in self.readers[reader].readings]
-        pairs = itertools.pairwise(keys)
-        return bool(keys) + sum(a[0] is not b[0] or a[1] is not b[1] for a, b in pairs)
+        every = [bits for reading in readings for bits in (reading.bits, reading.rows)]
+        sets = {bits.tobytes(): len(bits) for bits in every if bits is not None}
+        size = sum(int(_set_bytes(np.array(count))) for count in sets.values())
+        return ENTRY_BYTES * len(readings) + size
 
     def lines(self, reader: Reader) -> tuple[int, int]:
         """Counts, for one tap, the cache lines that a reader touches and the weights it uses."""
         touched = used = 0
         for reading in self.readers[reader].readings:
             slab = self.slabs[reading.slab]
-            rows = np.arange(len(slab.channels)) if reading.rows is None else reading.rows
+            every = np.arange(len(slab.channels))
+            rows = every if reading.rows is None else np.flatnonzero(reading.rows)
             width = len(slab.filters)
             columns = np.arange(width) if reading.bits is None else np.flatnonzero(reading.bits)
             at = (rows[:, None] * width + columns) // LINE
@@ -184,7 +173,7 @@ def union(
     order: Indices | None = None,
     *,
     taps: int = 1,
-    grouping: Grouping = Grouping.NONE,
+    grouped: bool = False,
 ) -> Union[Reader]:
     """Lays out one weight for all of its readers.
 
@@ -192,12 +181,10 @@ def union(
         selections: What every reader uses.
         order: All filters of the weight in stored order; rising where None.
         taps: Weights per pair.
-        grouping: How classes may be grouped. Without, exactly the used pairs are stored.
+        grouped: Whether classes may be grouped. Without, exactly the used pairs are stored.
 
     Returns:
-        The slabs, those that most readers share first and those of a group side by side, and what
-        every reader takes. Slabs with the same filters, and bit sets of one reader for them, are
-        the same objects.
+        The slabs, those that most readers share first, and what every reader takes.
     """
     readers = list(selections)
     chosen = list(selections.values())
@@ -207,20 +194,31 @@ def union(
     uses = np.array([_row(s.filters, 1 + int(order.max(initial=-1)))[order] for s in chosen])
     member = np.array([_row(s.channels, channels) for s in chosen])
     found = _classes(member, uses)
-    if found and grouping is not Grouping.NONE:
-        found = _merge(found, member, uses, taps, lists=grouping is Grouping.ROWS)
-        found = [_Group(g.rows, _whole_lines(g.filters), g.members) for g in found]
-    slabs: list[Slab] = []
-    for group in sorted(found, key=lambda g: (-int(g.members.sum()), int(g.rows.argmax()))):
-        stored = order[group.filters]
-        parts = [group] if grouping is Grouping.ROWS else _classes(member * group.rows, uses)
-        parts.sort(key=lambda g: (-int(g.members.sum()), int(g.rows.argmax())))
-        slabs.extend(Slab(np.flatnonzero(part.rows), stored) for part in parts)
+    if found and grouped:
+        found = [
+            _Group(group.rows, _whole_lines(group.filters), group.members)
+            for group in _merge(found, member, uses, taps)
+        ]
+    found.sort(key=lambda group: (-int(group.members.sum()), int(group.rows.argmax())))
+    slabs = [Slab(_side_by_side(group.rows, member), order[group.filters]) for group in found]
     taken = {
         reader: _readings(slabs, order, uses[index], member[index])
         for index, reader in enumerate(readers)
     }
     return Union(tuple(slabs), taken)
+
+
+def _side_by_side(rows: Bits, member: Bits) -> Indices:
+    """Returns rows by their class, in Gray code order: the bit sum is odd where a code's bit is."""
+    chosen = np.flatnonzero(rows)
+    codes = np.cumsum(member[:, chosen], axis=0) % 2
+    return chosen[np.lexsort(codes[::-1])]
+
+
+def _set_bytes(size: Floats | Indices) -> Floats:
+    """Returns the bytes of a plan that bit sets of so many bits take."""
+    words: Floats = np.ceil(size / (8 * SET_ALIGNMENT))
+    return SET_BYTES + SET_ALIGNMENT * words
 
 
 def _whole_lines(filters: Bits) -> Bits:
@@ -262,16 +260,14 @@ def _classes(member: Bits, uses: Bits) -> list[_Group]:
     ]
 
 
-def _merge(
-    groups: list[_Group], member: Bits, uses: Bits, taps: int, *, lists: bool
-) -> list[_Group]:
+def _merge(groups: list[_Group], member: Bits, uses: Bits, taps: int) -> list[_Group]:
     """Merges groups while that lowers the cost: those with equal filters, then in pairs."""
     groups = _equal_filters(groups)
     if len(groups) > _MOST_GROUPS:  # only with many readers, and then the widest differ little
         groups.sort(key=lambda group: int(group.filters.sum()))
         widest = functools.reduce(_joined, groups[_MOST_GROUPS - 1 :])
         groups = [*groups[: _MOST_GROUPS - 1], widest]
-    pairs = _Pairs(groups, member, uses, taps, lists)
+    pairs = _Pairs(groups, member, uses, taps)
     while len(pairs.groups) > 1 and pairs.merge_best():
         pass
     return pairs.groups
@@ -280,11 +276,8 @@ def _merge(
 class _Pairs:
     """Groups and what every pair of them would gain by merging, in bytes."""
 
-    def __init__(
-        self, groups: list[_Group], member: Bits, uses: Bits, taps: int, lists: bool
-    ) -> None:
+    def __init__(self, groups: list[_Group], member: Bits, uses: Bits, taps: int) -> None:
         self.groups = groups
-        self._lists = lists
         self._taps = taps
         self._own_width = uses.sum(axis=1)
         self._filters = np.array([group.filters for group in groups], dtype=np.float32)
@@ -327,9 +320,9 @@ class _Pairs:
         height = np.where(itself, 0.0, self._height) + self._height[a]
         members = self._members[a] | self._members
         rows = np.where(itself[:, None], 0.0, self._rows) + self._rows[a]
-        bits = np.where(self._own_width < width[:, None], np.ceil(width / 32)[:, None], 0.0)
-        lists = np.where(self._lists & (rows < height[:, None]), rows, 0.0)
-        plans = GROUP_COST + FLOAT * (bits + lists)
+        bits = np.where(self._own_width < width[:, None], _set_bytes(width)[:, None], 0.0)
+        some = np.where(rows < height[:, None], _set_bytes(height)[:, None], 0.0)
+        plans = GROUP_COST + ENTRY_BYTES + bits + some
         stored = FLOAT * self._taps * width * height
         total: Floats = stored + (plans * members).sum(axis=1)
         return total
@@ -353,17 +346,14 @@ def _readings(slabs: Sequence[Slab], order: Indices, uses: Bits, member: Bits) -
     if uses.any():
         place = np.empty(1 + int(order.max()), dtype=np.int64)
         place[order] = np.arange(len(order))
-        sets: dict[int, Bits | None] = {}
         for number, slab in enumerate(slabs):
-            rows = np.flatnonzero(member[slab.channels])
-            if not len(rows):
+            rows = member[slab.channels]
+            if not rows.any():
                 continue
-            key = id(slab.filters)
-            if key not in sets:
-                bits = uses[place[slab.filters]]
-                sets[key] = None if bits.all() else bits
-            all_rows = len(rows) == len(slab.channels)
-            readings.append(Reading(number, sets[key], None if all_rows else rows))
+            bits = uses[place[slab.filters]]
+            readings.append(
+                Reading(number, None if bits.all() else bits, None if rows.all() else rows)
+            )
             channels.append(slab.channels[rows])
     return Readings(
         tuple(readings),

@@ -191,7 +191,7 @@ std::vector<float> noise(std::size_t count, unsigned seed) {
 // What all domains share: a 3x3 convolution of 12 stored filters in two slabs.
 struct SharedWeights {
   std::size_t first, second;
-  std::vector<float> a = noise(9 * 4 * 12, 1), b = noise(9 * 2 * 12, 2);
+  std::vector<float> a = noise(9 * 5 * 12, 1), b = noise(9 * 2 * 12, 2);
 };
 
 // Words stay in rows.
@@ -214,11 +214,12 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t shift = plan.data(noise(filters, 5 + domain), {filters});
   const std::uint32_t index = plan.integers({5, 1, 2, 3, 4, 0}, {6});
   const std::uint32_t bits = plan.integers({all[domain % 3]}, {1});
+  const std::uint32_t four = plan.integers({0x17}, {1});  // of five rows
   const std::uint32_t y = plan.arena({1, 8, 8, filters});
   const std::uint32_t y2 = plan.arena({1, 8, 8, filters});
   plan.add(1, "convolution", {x, y, scale, shift, kNone, index, 1, 0, 0, y2, scale, shift, 0, 0,
            0, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 2, shared_weight(shared.first, {9,
-           4, 12}), bits, shared_weight(shared.second, {9, 2, 12}), bits, kNone});
+           5, 12}), bits, four, shared_weight(shared.second, {9, 2, 12}), bits, kNone, kNone});
   const std::uint32_t depth = plan.arena({1, 4, 4, filters});
   plan.add(2, "depthwise", {y2, depth, kNone, shift, kNone, 7, 0, 0, plan.data(noise(9 * filters,
            6), {9, filters}), 2, 1, 3, 3, 1, 2, 2, 1, 1, 1, 0, 1, 1});
@@ -241,7 +242,7 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t head = plan.data(noise(filters * 16, 8 + domain), {1, 1, 1, filters, 16});
   const std::uint32_t logits = plan.arena({1, classes});
   plan.add(1, "head", {mean, logits, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0,
-           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone, kNone});
+           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone, kNone, kNone});
   plan.add(9, "softmax", {logits, logits, 0, 1, classes, 1});
   plan.add(11, "matmul", {logits, plan.data(noise(classes * classes, 9), {classes, classes}),
            scores});

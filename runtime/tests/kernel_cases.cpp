@@ -64,12 +64,17 @@ const WindowCase kWide{{1, 1, 33}, {1, 1, 31}, {1, 1, 7}, {1, 1, 1}, {1, 1, 1}, 
 // Output rows beyond the input: the padding at the end is longer than the window.
 const WindowCase kBeyond{{1, 3, 3}, {1, 6, 5}, {1, 2, 2}, {1, 1, 1}, {1, 1, 1}, {0, 2, 1}};
 
+struct StoredSlab {
+  std::size_t rows, filters;
+  std::size_t used_rows = 0;  // 0: all, without a bit set
+};
+
 struct ConvolutionCase {
   WindowCase window = kSame;
   std::size_t batch = 1, channels = 8, groups = 1, filters = 16;
-  std::vector<std::pair<std::size_t, std::size_t>> slabs;  // rows, stored filters; none: packed
-  std::size_t reduction = 0;                               // packed: per group
-  bool residual_index = false;                             // the residual has 5 channels more
+  std::vector<StoredSlab> slabs;  // none: packed
+  std::size_t reduction = 0;      // packed: per group
+  bool residual_index = false;    // the residual has 5 channels more
   bool index = false, scale = true, residual = false, second = false, transposed = false;
   Activation activation = {};
 };
@@ -101,12 +106,20 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
   std::vector<Floats> data;
   std::vector<std::vector<std::uint32_t>> bits;
   std::vector<cpu::Slab> slabs;
-  for (const auto& [rows, stored] : c.slabs) {
-    data.push_back(random.floats(taps * rows * stored));
-    bits.push_back(choose(random, stored, c.filters));
-    const bool all = stored == c.filters;
-    slabs.push_back({data.back().data(), rows, stored, all ? nullptr : bits.back().data()});
-    call.reduction += rows;
+  for (const StoredSlab& stored : c.slabs) {
+    data.push_back(random.floats(taps * stored.rows * stored.filters));
+    const auto bit_set = [&](std::size_t count, std::size_t chosen) {
+      bits.push_back(choose(random, count, chosen));
+      return bits.back().data();
+    };
+    cpu::Slab slab{data.back().data(), stored.rows, stored.filters, nullptr, nullptr, stored.rows};
+    if (stored.filters != c.filters) slab.bits = bit_set(stored.filters, c.filters);
+    if (stored.used_rows != 0) {
+      slab.row_bits = bit_set(stored.rows, stored.used_rows);
+      slab.used_rows = stored.used_rows;
+    }
+    slabs.push_back(slab);
+    call.reduction += slab.used_rows;
   }
   if (slabs.empty()) {
     const std::size_t per_group = c.filters / c.groups;
@@ -174,6 +187,8 @@ void add_convolutions(std::vector<KernelCase>& cases) {
     c.index = true;
     c.activation = {cpu::kRelu, 0, 0};
     add(name + "_slabs", c);
+    c.slabs = {{70, 40, 33}, {5, 19, 1}, {32, 19, 32}, {3, 40}, {40, 48, 9}};
+    add(name + "_rows", c);
     c.slabs = {};
     c.reduction = 7;
     add(name + "_packed", c);
@@ -243,6 +258,8 @@ void add_convolutions(std::vector<KernelCase>& cases) {
   c.filters = 75;
   c.index = true;
   add("deep", c);
+  c.slabs = {{700, 96, 300}, {1, 75}, {260, 75, 200}};
+  add("deep_rows", c);
   // More panels than a unit takes, several passes, and an epilogue that stays in registers.
   c.window = {{1, 7, 7}, {1, 7, 7}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
   c.slabs = {{300, 2200}, {20, 2100}};
@@ -250,6 +267,8 @@ void add_convolutions(std::vector<KernelCase>& cases) {
   c.residual = c.second = true;
   c.activation = {cpu::kRelu, 0, 0};
   add("deep_and_wide", c);
+  c.slabs = {{900, 2200, 300}, {21, 2100, 20}};
+  add("deep_and_wide_rows", c);
   c.residual = c.second = false;
   c.window = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
   c.slabs = {{3000, 211}};

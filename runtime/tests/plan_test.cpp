@@ -35,7 +35,7 @@ struct Broken {
   // clang-format off
   Words convolution() const {
     return {x, y, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0, 0, 0,
-            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, slab, bits, kNone};
+            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, slab, bits, kNone, kNone};
   }
   // clang-format on
   // The convolution with some of its words replaced.
@@ -175,11 +175,11 @@ const Refusal kRefusals[] = {
      [](Broken& b) {
        b.convolve({{31, 0}});
      }},
-    {"a slab's filters are not the output's",
+    {"a slab's used filters are not the output's",
      [](Broken& b) {
        b.convolve({{33, kNone}});
      }},
-    {"does not select the output's filters",
+    {"a slab's used filters are not the output's",
      [](Broken& b) {
        b.convolve({{33, b.plan.integers({0x7F}, {1})}});
      }},
@@ -191,6 +191,22 @@ const Refusal kRefusals[] = {
      [](Broken& b) {
        b.convolve({{33, b.plan.integers({0xFF, 0}, {2})}});
      }},
+    {"no row of a slab is used",
+     [](Broken& b) {
+       b.convolve({{34, b.plan.integers({0}, {1})}});
+     }},
+    {"goes past its filters or rows",
+     [](Broken& b) {
+       b.convolve({{34, b.plan.integers({0x100}, {1})}});
+     }},
+    {"bit set has the wrong length",
+     [](Broken& b) {
+       b.convolve({{34, b.plan.integers({0xFF, 0}, {2})}});
+     }},
+    {"channels are not those of the input",
+     [](Broken& b) {
+       b.convolve({{34, b.plan.integers({0x7F}, {1})}});
+     }},
     {"a packed weight is not",
      [](Broken& b) {
        b.convolve({{30, 1}, {32, b.slab}, {33, kNone}});
@@ -198,6 +214,10 @@ const Refusal kRefusals[] = {
     {"a packed convolution has a bit set",
      [](Broken& b) {
        b.convolve({{30, 1}, {32, b.packed}});
+     }},
+    {"a packed convolution has a bit set",
+     [](Broken& b) {
+       b.convolve({{30, 1}, {32, b.packed}, {33, kNone}, {34, b.bits}});
      }},
     {"a packed convolution has one weight",
      [](Broken& b) {
@@ -246,11 +266,11 @@ const Refusal kRefusals[] = {
      }},
     {"an index is outside of its axis",
      [](Broken& b) {
-       b.convolve({{4, b.plan.arena({16, 7})}, {34, b.index}});
+       b.convolve({{4, b.plan.arena({16, 7})}, {35, b.index}});
      }},
     {"and there is none",
      [](Broken& b) {
-       b.convolve({{34, b.index}});
+       b.convolve({{35, b.index}});
      }},
 
     {"a pool changes the channels",

@@ -130,7 +130,7 @@ Count = Annotated[int, Kind.COUNT]
 Real = Annotated[float, Kind.REAL]
 Act = Annotated[Activation, Kind.ACTIVATION]
 Axes = Annotated[Triple, Kind.TRIPLE]
-Weights = Annotated[tuple[tuple[int, int | None], ...], Kind.WEIGHTS]
+Weights = Annotated[tuple[tuple[int, int | None, int | None], ...], Kind.WEIGHTS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class Operator:
             if kind is Kind.READ and value is not None:
                 found.append(value)
             elif kind is Kind.WEIGHTS:
-                found.extend(t for pair in value for t in pair if t is not None)
+                found.extend(t for triple in value for t in triple if t is not None)
         return found
 
     def writes(self) -> list[int]:
@@ -192,8 +192,8 @@ class Operator:
                 changed[field] = number(value)
             elif kind is Kind.WEIGHTS:
                 changed[field] = tuple(
-                    (number(weight), None if bits is None else number(bits))
-                    for weight, bits in value
+                    (number(weight), *(None if t is None else number(t) for t in sets))
+                    for weight, *sets in value
                 )
         return dataclasses.replace(self, **changed)
 
@@ -497,8 +497,7 @@ def _encode(kind: Kind, value: Any) -> list[int]:
         case Kind.TRIPLE:
             return [int(number) for number in value]
         case Kind.WEIGHTS:
-            pairs = [t for weight, bits in value for t in (weight, NONE if bits is None else bits)]
-            return [len(value), *pairs]
+            return [len(value), *(NONE if t is None else t for triple in value for t in triple)]
 
 
 def _decode(kind: Kind, of: Any, cursor: _Cursor) -> Any:
@@ -516,8 +515,8 @@ def _decode(kind: Kind, of: Any, cursor: _Cursor) -> Any:
         case Kind.TRIPLE:
             return tuple(cursor.take(3))
         case Kind.WEIGHTS:
-            pairs = [cursor.take(2) for _ in range(cursor.take(1)[0])]
-            return tuple((weight, None if bits == NONE else bits) for weight, bits in pairs)
+            triples = [cursor.take(3) for _ in range(cursor.take(1)[0])]
+            return tuple(tuple(None if t == NONE else t for t in triple) for triple in triples)
 
 
 def _bits(value: float) -> int:

@@ -6,9 +6,8 @@ are known, the parts of one stored weight are laid out together: slabs that hold
 is used, and per product the slabs, bit sets and channel order that make its part, or a copy of its
 own, packed as it is read. `layout.choose` says which.
 
-A domain that is added to a bundle finds slabs there. It takes those whose channels it all reads and
-whose filters hold its own (of products with one tap, runs of their channels), and has one slab of
-its own for what they lack.
+A domain that is added to a bundle finds slabs there. It takes the rows that it reads of those whose
+filters hold its own, and has one slab of its own for the channels that they lack.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 from ...errors import BundleError, CheckpointError
 from ...evaluate import Array
 from ...layout.choose import ALIGNMENT, Choice, Reader, SharedWeight, choose
-from ...layout.union import FLOAT, LINE, Selection, Slab, Union
+from ...layout.union import FLOAT, Selection, Slab, Union
 from ...passes.bind import WeightUse
 from ...passes.elements import Indices, Needed
 from ...passes.stored import StoredWeight
@@ -33,8 +32,8 @@ from .product import packed
 from .record import Location, Record, StoredEntry, StoredReader, StoredSlab
 
 Key = tuple[str, str, bytes, bytes]
-Piece = tuple[Location, tuple[int, ...], Array | None]
-"""Where a slab lies, its shape, and which filters are used (None for all)."""
+Piece = tuple[Location, tuple[int, ...], Array | None, Array | None]
+"""Where a slab lies, its shape, and which filters and which rows are used (None for all)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +199,7 @@ class SharedWeights:
         order = np.concatenate([part.positions, part.own_positions])
         rising = np.argsort(order)
         array = packed(columns[:, rising], 1)
-        return Placed(1, ((self.files.add(array, domain), array.shape, None),), order[rising])
+        return Placed(1, ((self.files.add(array, domain), array.shape, None, None),), order[rising])
 
     def _slabs(
         self, key: Key, layout: Union[Reader], stored: list[StoredSlab]
@@ -215,7 +214,7 @@ class SharedWeights:
             for reading in readings.readings:
                 array = arrays[reading.slab]
                 place = places[reading.slab] = self.files.add(array, domain)
-                weights.append((place, array.shape, reading.bits))
+                weights.append((place, array.shape, reading.bits, reading.rows))
             assert np.array_equal(readings.filters, part.filters) or not weights
             found[number] = self._with_own(domain, part, weights, readings.channels)
         stored.extend(
@@ -231,7 +230,7 @@ class SharedWeights:
         order = place[channels]
         if part.own is not None:
             own = part.own.reshape(*part.own.shape[:2], -1).transpose(2, 1, 0)
-            weights = [*weights, (self.files.add(own, domain), own.shape, None)]
+            weights = [*weights, (self.files.add(own, domain), own.shape, None, None)]
             order = np.concatenate([order, part.own_positions])
         return Placed(0, tuple(weights), order)
 
@@ -266,7 +265,9 @@ class SharedWeights:
             weights: list[Piece] = []
             channels: list[Indices] = []
             for slab in slabs:
-                for rows, piece in self._usable(slab, weight, part, missing):
+                taken = self._usable(slab, weight, part, missing)
+                if taken is not None:
+                    piece, rows = taken
                     weights.append(piece)
                     channels.append(rows)
                     missing[rows] = False
@@ -278,7 +279,7 @@ class SharedWeights:
                     rest = Slab(np.flatnonzero(missing), part.filters)
                     array = rest.take(weight)
                     place = self.files.add(array, domain)
-                    weights.append((place, array.shape, None))
+                    weights.append((place, array.shape, None, None))
                     channels.append(rest.channels)
                     slabs.append(StoredSlab(place, rest.channels, rest.filters))
                 found[number] = self._with_own(domain, part, weights, np.concatenate(channels))
@@ -290,35 +291,22 @@ class SharedWeights:
 
     def _usable(
         self, slab: StoredSlab, weight: Array, part: Part, missing: Needed
-    ) -> list[tuple[Indices, Piece]]:
-        """Returns the runs of a stored slab's rows that a part can take, and their channels."""
+    ) -> tuple[Piece, Indices] | None:
+        """Returns what a part can take of a stored slab, and its channels; None for nothing."""
         bits = np.isin(slab.filters, part.filters)
-        wanted = missing[slab.channels]
-        if not np.array_equal(slab.filters[bits], part.filters) or not wanted.any():
-            return []
-        width, taps = len(slab.filters), _taps(weight.shape)
-        if wanted.all():
-            runs = [(0, len(wanted))]
-        elif taps == 1 and width % LINE == 0:  # rows are aligned
-            edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]])))
-            runs = [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
-        else:
-            return []
+        rows = missing[slab.channels]
+        if not np.array_equal(slab.filters[bits], part.filters) or not rows.any():
+            return None
         stored = Slab(slab.channels, slab.filters).take(weight)
         if self.files.read(slab.place, stored.nbytes) != stored.astype("<f4").tobytes():
             raise BundleError(f"{slab.place.file}: a stored weight is not what the record says")
-        used = None if bits.all() else bits
-        return [
-            (
-                slab.channels[a:b],
-                (
-                    Location(slab.place.file, slab.place.offset + FLOAT * a * width),
-                    (taps, b - a, width),
-                    used,
-                ),
-            )
-            for a, b in runs
-        ]
+        piece = (
+            slab.place,
+            stored.shape,
+            None if bits.all() else bits,
+            None if rows.all() else rows,
+        )
+        return piece, slab.channels[rows]
 
 
 def _stored_reader(domain: str, part: Part, private: bool) -> StoredReader:

@@ -239,10 +239,11 @@ class _Pending:
             indices = place.order if chosen is None else chosen[place.order]
             whole = np.array_equal(indices, np.arange(channels))
             weights = []
-            for location, shape, bits in place.weights:
+            for location, shape, *used in place.weights:
                 weight = draft.weight_tensor(shape)
                 self.places[weight] = location
-                weights.append((weight, None if bits is None else draft.index(_bit_set(bits))))
+                bits, rows = (None if s is None else draft.index(_bit_set(s)) for s in used)
+                weights.append((weight, bits, rows))
             draft.operators[at] = dataclasses.replace(
                 operator,
                 form=place.form,

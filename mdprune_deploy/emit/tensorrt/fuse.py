@@ -54,8 +54,15 @@ def replace(
     convolution = GatherConv(
         files=tuple(files),
         slabs=tuple(
-            Slab(names.index(place.file), place.offset, shape[1], shape[2], bits)
-            for place, shape, bits in placed.weights
+            Slab(
+                names.index(place.file),
+                place.offset,
+                shape[1],
+                shape[2],
+                bits,
+                None if rows is None else np.flatnonzero(rows),
+            )
+            for place, shape, bits, rows in placed.weights
         ),
         channels=shapes[str(source.name)][1],
         index=placed.order if selected is None else selected[placed.order],

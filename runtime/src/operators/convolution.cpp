@@ -16,22 +16,32 @@ std::size_t count_bits(const std::uint32_t* words, std::size_t count) {
   return bits;
 }
 
+// Reads a bit set with one bit per stored filter or row; null where all are used, then `used` is
+// how many there are.
+const std::uint32_t* read_bits(Words& words, std::size_t stored, std::size_t& used) {
+  used = stored;
+  const Tensor* tensor = words.optional_integers();
+  if (tensor == nullptr) return nullptr;
+  const auto* bits = reinterpret_cast<const std::uint32_t*>(tensor->constant);
+  require(tensor->elements == (stored + 31) / 32, "a slab's bit set has the wrong length");
+  require(stored % 32 == 0 || bits[tensor->elements - 1] >> (stored % 32) == 0,
+          "a slab's bit set goes past its filters or rows");
+  used = count_bits(bits, tensor->elements);
+  return bits;
+}
+
 cpu::Slab read_slab(Words& words, std::size_t taps, std::size_t filters) {
   const Tensor& weight = words.constant();
   require(weight.rank == 3 && weight.sizes[0] == taps, "a slab is not (taps, rows, filters)");
-  cpu::Slab slab{reinterpret_cast<const float*>(weight.constant), weight.sizes[1], weight.sizes[2],
-                 nullptr};
-  if (const Tensor* bits = words.optional_integers()) {
-    slab.bits = reinterpret_cast<const std::uint32_t*>(bits->constant);
-    require(bits->elements == (slab.filters + 31) / 32, "a slab's bit set has the wrong length");
-    const std::uint32_t last = slab.bits[bits->elements - 1];
-    require(slab.filters % 32 == 0 || last >> (slab.filters % 32) == 0,
-            "a slab's bit set goes past its filters");
-    require(count_bits(slab.bits, bits->elements) == filters,
-            "a slab's bit set does not select the output's filters");
-  } else {
-    require(slab.filters == filters, "a slab's filters are not the output's");
-  }
+  cpu::Slab slab{};
+  slab.data = reinterpret_cast<const float*>(weight.constant);
+  slab.rows = weight.sizes[1];
+  slab.filters = weight.sizes[2];
+  std::size_t used = 0;
+  slab.bits = read_bits(words, slab.filters, used);
+  require(used == filters, "a slab's used filters are not the output's");
+  slab.row_bits = read_bits(words, slab.rows, slab.used_rows);
+  require(slab.used_rows > 0, "no row of a slab is used");
   return slab;
 }
 
@@ -43,7 +53,8 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
   if (packed) {
     require(count == 1, "a packed convolution has one weight");
     const Tensor& weight = words.constant();
-    require(words.optional_integers() == nullptr, "a packed convolution has a bit set");
+    require(words.optional_integers() == nullptr && words.optional_integers() == nullptr,
+            "a packed convolution has a bit set");
     const std::size_t blocks = (c.filters / c.groups + 15) / 16;
     require(weight.rank == 5 && weight.sizes[0] == c.groups && weight.sizes[1] == blocks &&
                 weight.sizes[2] == taps && weight.sizes[4] == 16,
@@ -56,7 +67,7 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
   require(count >= 1, "a convolution has no weight");
   for (std::uint32_t k = 0; k < count; ++k) {
     made.slabs.push_back(read_slab(words, taps, c.filters));
-    c.reduction += made.slabs.back().rows;
+    c.reduction += made.slabs.back().used_rows;
   }
   c.slabs = made.slabs.data();
   c.slab_count = made.slabs.size();
