@@ -6,11 +6,9 @@
 
 #pragma once
 
-#include "../kinds.h"
+#include "types.cuh"
 
 namespace mdprune::cuda {
-
-using namespace kinds;
 
 __device__ __forceinline__ float larger(float a, float b) { return a > b ? a : b; }
 

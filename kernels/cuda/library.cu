@@ -1,4 +1,4 @@
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -90,7 +90,7 @@ int end_graph(void** graph, void* stream) {
   cudaGraph_t captured = nullptr;
   if (const int error = cudaStreamEndCapture(stream_of(stream), &captured)) return error;
   cudaGraphExec_t made = nullptr;
-  const int error = cudaGraphInstantiateWithFlags(&made, captured, 0);
+  const int error = cudaGraphInstantiate(&made, captured, 0);
   cudaGraphDestroy(captured);
   *graph = made;
   return error;

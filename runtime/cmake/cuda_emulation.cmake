@@ -4,9 +4,9 @@ set(cuda ${PROJECT_SOURCE_DIR}/../kernels/cuda)
 file(GLOB cuda_sources CONFIGURE_DEPENDS ${cuda}/*.cu ${cuda}/*.cpp)
 file(GLOB cuda_emulation CONFIGURE_DEPENDS ${cuda}/emulate/*.cpp)
 set_source_files_properties(${cuda_sources} ${cuda_emulation} PROPERTIES LANGUAGE CXX)
-set(cuda_options -O2)
+set(cuda_options -O2 -Wno-unknown-pragmas)
 if(MDPRUNE_SANITIZE)
-  set(cuda_options -O1)
+  set(cuda_options -O1 -Wno-unknown-pragmas)
 endif()
 
 # mdprune_cuda_emulated, and _sm75 without what came with sm_80.

@@ -1,6 +1,7 @@
 #include "kernel_cases.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <random>
 #include <utility>
@@ -14,6 +15,16 @@ using cpu::Parallel;
 using Floats = std::vector<float>;
 using Sizes = std::vector<std::size_t>;
 
+// Set while a case of half precision draws its inputs.
+thread_local bool drawing_halves = false;
+
+// To 11 binary digits.
+float round_to_half(float value) {
+  int exponent = 0;
+  const float digits = std::frexp(value, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(digits, 11)), exponent - 11);
+}
+
 class Random {
  public:
   explicit Random(const std::string& seed) : engine_(std::hash<std::string>()(seed)) {}
@@ -21,7 +32,10 @@ class Random {
   Floats floats(std::size_t count, float low = -2.0F, float high = 2.0F) {
     std::uniform_real_distribution<float> distribution(low, high);
     Floats values(count);
-    for (float& value : values) value = distribution(engine_);
+    for (float& value : values) {
+      value = distribution(engine_);
+      if (drawing_halves) value = round_to_half(value);
+    }
     return values;
   }
   std::vector<std::int32_t> index(std::size_t count, std::size_t limit) {
@@ -499,7 +513,7 @@ void add_movement(std::vector<KernelCase>& cases) {
 
 }  // namespace
 
-std::vector<KernelCase> kernel_cases() {
+std::vector<KernelCase> kernel_cases(bool halves) {
   std::vector<KernelCase> cases;
   add_convolutions(cases);
   add_windows(cases);
@@ -507,7 +521,32 @@ std::vector<KernelCase> kernel_cases() {
   add_reductions(cases);
   add_products(cases);
   add_movement(cases);
+  if (!halves) return cases;
+  for (KernelCase& c : cases) {
+    c.run = [run = c.run](const Kernels& kernels, const Parallel& parallel) {
+      drawing_halves = true;
+      auto y = run(kernels, parallel);
+      drawing_halves = false;
+      return y;
+    };
+  }
   return cases;
+}
+
+double difference(const std::vector<float>& y, const std::vector<float>& r) {
+  if (y.size() != r.size()) return HUGE_VAL;
+  double largest = 0;
+  double difference = 0;
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    if (!std::isfinite(r[i])) {
+      if (std::isnan(r[i]) ? !std::isnan(y[i]) : y[i] != r[i]) return HUGE_VAL;
+      continue;
+    }
+    if (!std::isfinite(y[i])) return HUGE_VAL;
+    largest = std::max(largest, std::abs(double(r[i])));
+    difference = std::max(difference, std::abs(double(y[i]) - double(r[i])));
+  }
+  return difference == 0 ? 0 : difference / largest;
 }
 
 }  // namespace mdprune

@@ -18,6 +18,11 @@ struct KernelCase {
   double tolerance = 2e-6;
 };
 
-std::vector<KernelCase> kernel_cases();
+// `halves`: the inputs are numbers that half precision has, so that kernels that store activations
+// so are compared with a reference that reads the same.
+std::vector<KernelCase> kernel_cases(bool halves = false);
+
+// max |y - r| / max |r|; infinite where sizes differ, or infinities and NaN do not agree.
+double difference(const std::vector<float>& y, const std::vector<float>& r);
 
 }  // namespace mdprune

@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <thread>
@@ -37,23 +36,6 @@ struct Workers {
   std::unique_ptr<std::uint8_t[]> scratch;
   std::uint8_t* base;
 };
-
-// max |y - r| / max |r|; infinities and NaN must agree.
-double difference(const std::vector<float>& y, const std::vector<float>& r) {
-  if (y.size() != r.size()) return HUGE_VAL;
-  double largest = 0;
-  double difference = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    if (!std::isfinite(r[i])) {
-      if (std::isnan(r[i]) ? !std::isnan(y[i]) : y[i] != r[i]) return HUGE_VAL;
-      continue;
-    }
-    if (!std::isfinite(y[i])) return HUGE_VAL;
-    largest = std::max(largest, std::abs(double(r[i])));
-    difference = std::max(difference, std::abs(double(y[i]) - double(r[i])));
-  }
-  return difference == 0 ? 0 : difference / largest;
-}
 
 class KernelTest : public testing::TestWithParam<const char*> {
  protected:
