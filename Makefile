@@ -5,6 +5,7 @@
 # make test-native  C++ tests with AddressSanitizer and UndefinedBehaviorSanitizer
 # make test-threads C++ tests with ThreadSanitizer
 # make test-arm     C++ tests cross-compiled for 64-bit ARM, under QEMU
+# make kernels      CUDA kernels for every GPU, with a table of their registers and spills (nvcc 13)
 # make bench  the figures of the README (long); needs an idle machine
 # make random-graphs  the property tests on 3,000 random networks (minutes)
 # make nightly        all of the above
@@ -22,16 +23,17 @@ TESTS :=
 SEED := $(shell date +%Y%m%d)
 
 # Everything that the native runtime's library is made of.
-NATIVE := $(shell find runtime kernels -path runtime/tests -prune -o -path runtime/examples -prune -o -type f -print)
+NATIVE := $(shell find runtime kernels \( -path runtime/tests -o -path runtime/examples -o -path kernels/tools -o -path kernels/cuda/emulate \) -prune -o -type f ! -name "*.cu" ! -name "*.cuh" -print)
 CXX_FILES = $(shell git ls-files 'runtime/*.h' 'runtime/*.hpp' 'runtime/*.c' 'runtime/*.cpp' 'kernels/*.h' 'kernels/*.inl' 'kernels/*.cpp' 'kernels/*.cuh' 'kernels/*.cu')
 GTEST := $(firstword $(wildcard /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h /usr/src/googletest/CMakeLists.txt))
 JOBS ?= 2
+CUDA_MAIN_LOOPS := .
 comma := ,
 
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-cpp test-native test-threads test-arm lint bench random-graphs nightly
+.PHONY: setup demo test test-cpp test-native test-threads test-arm kernels lint bench random-graphs nightly
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(NATIVE)
@@ -81,6 +83,16 @@ test-threads: setup
 
 test-arm: setup
 	$(call run_cpp_tests,aarch64,-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/runtime/cmake/aarch64-linux-gnu.cmake)
+
+# CUDA_MAIN_LOOPS: a regular expression for the kernels that may not spill registers.
+kernels: setup
+	@mkdir -p build
+	@.venv/bin/cmake -S runtime -B build/kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja \
+		-DMDPRUNE_CUDA=ON -DCMAKE_COMPILE_WARNING_AS_ERROR=ON --log-level=ERROR > build/kernels.log 2>&1 || \
+		{ cat build/kernels.log; exit 1; }
+	@.venv/bin/ninja -C build/kernels -j$(JOBS) --quiet mdprune_cuda
+	@$(PYTHON) -m kernels.tools.resources build/kernels --csv build/kernels/resources.csv \
+		--no-spills '$(CUDA_MAIN_LOOPS)'
 
 lint: setup
 	@$(PYTHON) -m ruff format --check --quiet .
