@@ -185,7 +185,7 @@ def test_run_writes_the_output(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.load(out), engine(x.astype(np.float32)))
 
 
-def test_bench_prints_a_row_per_domain_and_the_ratio() -> None:
+def test_bench_prints_a_row_per_domain_and_the_ratio(tmp_path: Path) -> None:
     result = mdprune("bench", bundle(), "--seconds", "0.01", "--against", checkpoint())
     assert result.exit_code == 0, result.stderr
     assert "ratio" in result.stdout and all(name in result.stdout for name in DOMAINS)
@@ -193,8 +193,25 @@ def test_bench_prints_a_row_per_domain_and_the_ratio() -> None:
     quick = ("--seconds", "0.01", "--latency-only", "--json")
     one = json.loads(mdprune("bench", bundle(), *quick, "--domain", "second").stdout)
     assert set(one["domains"]) == {"second"} and one["memory"] is None and one["operators"] == []
+    page = tmp_path / "bench.html"
+    assert mdprune("bench", bundle(), *quick, "--html", page).stderr.endswith(f"wrote {page}\n")
+    assert "Benchmark of bundle" in page.read_text()
     both = mdprune("bench", bundle(), *quick, "--engine", "onnxruntime", "--engine", "native:cpu")
     assert json.loads(both.stdout)["settings"]["engines"] == ["onnxruntime", "native:cpu"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--html", "nowhere/bench.html"), "cannot write nowhere/bench.html: nowhere is no direc"),
+        (("--engine", "native:"), "ENGINE[:DEVICE[:PRECISION]] is needed"),
+        (("--peak", "0"), "peak is 0.0, a number above 0 is needed"),
+        (("--bandwidth", "inf"), "bandwidth is inf, a number above 0 is needed"),
+        (("--runs", "0"), "runs is 0, at least 1 is needed"),
+    ],
+)
+def test_what_bench_refuses(options: tuple[str, ...], message: str) -> None:
+    refused(mdprune("bench", bundle(), "--latency-only", *options), 2, message)
 
 
 def test_pack_makes_a_checkpoint_that_compiles(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ import typer
 from ..bench import DEFAULT_ENGINE, RUNS, SECONDS, Timing
 from ..checkpoint import load_checkpoint
 from ..errors import UsageError
+from ..files import write_whole
 from ..measure.document import Settings, measure
 from ..measure.runner import HOST, Runner
+from ..page import render
 from .common import (
     BundleArgument,
     JsonOption,
@@ -69,12 +72,18 @@ def bench(
         float | None,
         typer.Option("--bandwidth", metavar="GBS", help="1e9 bytes a second, for the floors."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a report with plots, one file."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Times the domains of a bundle in turn, one call at batch 1 at a time; measures memory too."""
     for name, number in (("peak", peak), ("bandwidth", bandwidth)):
         if number is not None and not 0 < number < float("inf"):
             raise UsageError(f"{name} is {number}, a number above 0 is needed")
+    if html is not None and not (html.parent.is_dir() and os.access(html.parent, os.W_OK)):
+        raise UsageError(f"cannot write {html}: {html.parent} is no directory to write to")
     checkpoint = None if against is None else load_checkpoint(against)
     settings = Settings(
         runners=tuple(Runner.parse(text) for text in engine or [DEFAULT_ENGINE]),
@@ -90,6 +99,9 @@ def bench(
         timings, document = measure(bundle, settings, checkpoint, tick)
     for remark in _remarks(timings, document):
         note(remark)
+    if html is not None:
+        write_whole(html, render(document).encode())
+        note(f"wrote {html}")
     if as_json:
         print_json(document)
     else:

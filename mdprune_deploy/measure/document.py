@@ -135,11 +135,12 @@ def _energy(
         meter, why = power.find_meter(device_of(engines[0]) != HOST)
         entry: dict[str, Any] = {"engine": str(runner), "note": why or None, "domains": {}}
         if meter is not None:
-            idle = power.idle_watts(meter)
+            idle = power.idle_watts(meter, power.IDLE_SECONDS)
             for number, engine in enumerate(engines):
                 progress("energy", number, len(engines))
                 inputs = make_inputs(engine.inputs, seed=0)
-                spent = power.energy_of(meter, functools.partial(engine, *inputs), idle)
+                call = functools.partial(engine, *inputs)
+                spent = power.energy_of(meter, call, idle, power.LOOP_SECONDS)
                 entry["domains"][engine.domain] = dataclasses.asdict(spent)
         found.append(entry)
     return found

@@ -251,7 +251,7 @@ def find_meter(on_device: bool, root: Path = ROOT) -> tuple[Meter | None, str]:
     return None, "no INA3221, and no RAPL counter that this user may read"
 
 
-def idle_watts(meter: Meter, seconds: float = IDLE_SECONDS) -> float:
+def idle_watts(meter: Meter, seconds: float) -> float:
     """Returns the mean power while this process sleeps."""
     begin = time.perf_counter()
     meter.start()
@@ -260,9 +260,7 @@ def idle_watts(meter: Meter, seconds: float = IDLE_SECONDS) -> float:
     return sum(joules[rail] for rail in meter.total) / (time.perf_counter() - begin)
 
 
-def energy_of(
-    meter: Meter, call: Callable[[], object], idle: float, seconds: float = LOOP_SECONDS
-) -> Energy:
+def energy_of(meter: Meter, call: Callable[[], object], idle: float, seconds: float) -> Energy:
     """Runs a call again and again and returns the energy of one.
 
     Args:
