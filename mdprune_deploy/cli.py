@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .commands.bench import bench
+from .commands.build_trt import build_trt
 from .commands.common import stop
 from .commands.compile import compile
 from .commands.domains import add, drop
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (compile, add, drop, inspect, verify, run, bench, pack):
+for _command in (compile, add, drop, inspect, verify, run, bench, build_trt, pack):
     app.command()(_command)
 
 

@@ -167,7 +167,7 @@ def test_no_runs() -> None:
 def test_what_is_not_there() -> None:
     with pytest.raises(UsageError, match="unknown domain 'third'"):
         bench(bundle(), ["third"])
-    with pytest.raises(BackendUnavailableError, match="no tensorrt engine"):
+    with pytest.raises(BackendUnavailableError, match="no tensorrt target"):
         bench(bundle(), engine="tensorrt")
 
 

@@ -167,13 +167,6 @@ def test_unknown_names_are_refused_with_what_there_is(bundle: Path) -> None:
         load(bundle, "first", "onnxruntime", threads=0)
 
 
-def test_engines_to_come_say_what_to_use(bundle: Path) -> None:
-    message = "has no tensorrt engine; use the native or onnxruntime engine"
-    with pytest.raises(BackendUnavailableError, match=message) as caught:
-        load(bundle, "first", "tensorrt")
-    assert caught.value.exit_code == 7
-
-
 def test_bundle_without_the_native_target_is_refused(bundle: Path) -> None:
     with pytest.raises(
         BackendUnavailableError,

@@ -8,6 +8,7 @@ from mdprune_deploy.bundle import Bundle, read_bundle
 from mdprune_deploy.engines.base import Array, Engine
 from mdprune_deploy.engines.native import NativeEngine
 from mdprune_deploy.engines.ort import OnnxRuntimeEngine
+from mdprune_deploy.engines.tensorrt import TensorrtEngine
 from mdprune_deploy.errors import BackendUnavailableError, UsageError
 
 __all__ = ["ENGINES", "Array", "Engine", "load"]
@@ -34,7 +35,8 @@ def load(
         engine: `"native"`, `"onnxruntime"` or `"tensorrt"`.
         threads: Threads that one call uses.
         variant: For `"onnxruntime"`: `"portable"` or `"mapped"` to insist on one. For `"native"`:
-            an instruction set, such as `"avx2"` or `"portable"`.
+            an instruction set, such as `"avx2"` or `"portable"`. For `"tensorrt"`: `"plugins"` or
+            `"stock"`.
         device: Where it computes.
         precision: In which type it computes.
 
@@ -48,7 +50,7 @@ def load(
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
-    if (device, precision) != ("cpu", "float32"):
+    if engine != "tensorrt" and (device, precision) != ("cpu", "float32"):
         raise BackendUnavailableError(
             f"this version of mdprune has no {engine} engine on {device} in {precision}"
         )
@@ -57,9 +59,7 @@ def load(
     if domain not in models:
         raise UsageError(f"unknown domain {domain!r}; {bundle.root} has {', '.join(models)}")
     if engine == "tensorrt":
-        raise BackendUnavailableError(
-            "this version of mdprune has no tensorrt engine; use the native or onnxruntime engine"
-        )
+        return TensorrtEngine(bundle, domain, threads, variant, precision)
     if engine == "native":
         _check_native(bundle, domain)
         return NativeEngine(bundle.root, domain, models[domain], threads, variant)

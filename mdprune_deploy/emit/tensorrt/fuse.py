@@ -54,15 +54,8 @@ def replace(
     convolution = GatherConv(
         files=tuple(files),
         slabs=tuple(
-            Slab(
-                names.index(place.file),
-                place.offset,
-                shape[1],
-                shape[2],
-                bits,
-                None if rows is None else np.flatnonzero(rows),
-            )
-            for place, shape, bits, rows in placed.weights
+            Slab(names.index(place.file), place.offset, shape[1], shape[2], bits, row_bits)
+            for place, shape, bits, row_bits in placed.weights
         ),
         channels=shapes[str(source.name)][1],
         index=placed.order if selected is None else selected[placed.order],

@@ -12,7 +12,7 @@ some filters and rows; R reduction channels, the rows of the slabs one after the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Slab:
         rows: Stored rows.
         filters: Stored filters.
         bits: Per stored filter whether it is used, None where all are.
-        used_rows: The rows that are used, rising, None where all are.
+        row_bits: Per stored row whether it is used, None where all are.
     """
 
     file: int
@@ -81,7 +81,12 @@ class Slab:
     rows: int
     filters: int
     bits: Bits | None = None
-    used_rows: Indices | None = None
+    row_bits: Bits | None = None
+
+    @property
+    def used_rows(self) -> int:
+        """How many rows are used."""
+        return self.rows if self.row_bits is None else int(self.row_bits.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +127,7 @@ class GatherConv:
     def attributes(self) -> dict[str, Any]:
         """Returns the node's ONNX attributes; what would be an empty list is left out."""
         bits = [_words(slab.bits) for slab in self.slabs if slab.bits is not None]
-        rows = [slab.used_rows.tolist() for slab in self.slabs if slab.used_rows is not None]
+        rows = [_words(slab.row_bits) for slab in self.slabs if slab.row_bits is not None]
         found: dict[str, Any] = {
             "plugin_version": VERSION,
             "plugin_namespace": DOMAIN,
@@ -143,7 +148,7 @@ class GatherConv:
         if bits:
             found["bits"] = [word for words in bits for word in words]
         if rows:
-            found["rows"] = [row for used in rows for row in used]
+            found["rows"] = [word for words in rows for word in words]
         return found
 
     def run(self, folder: Path, x: Array, residual: Array | None = None) -> Array:
@@ -195,7 +200,7 @@ class GatherConv:
             if not path.is_file() or path.stat().st_size < end:
                 raise BundleError(f"{path} is not there or has less than {end:,} bytes")
             stored = np.memmap(path, "<f4", "r", slab.offset, shape)
-            rows = slice(None) if slab.used_rows is None else slab.used_rows
+            rows = slice(None) if slab.row_bits is None else np.flatnonzero(slab.row_bits)
             filters = slice(None) if slab.bits is None else np.flatnonzero(slab.bits)
             parts.append(np.asarray(stored[:, rows][:, :, filters]))
         joined = np.concatenate(parts, axis=1)
@@ -203,9 +208,8 @@ class GatherConv:
 
 
 def _slab_ints(slab: Slab) -> tuple[int, ...]:
-    used = 0 if slab.used_rows is None else len(slab.used_rows)
-    has_bits = int(slab.bits is not None)
-    return slab.file, slab.offset // ALIGNMENT, slab.rows, slab.filters, has_bits, used
+    sets = int(slab.bits is not None), int(slab.row_bits is not None)
+    return slab.file, slab.offset // ALIGNMENT, slab.rows, slab.filters, *sets
 
 
 def _words(bits: Bits) -> list[int]:
@@ -312,9 +316,9 @@ class _Parser:
         )
         entries = [numbers[i : i + _SLAB_INTS] for i in range(0, len(numbers), _SLAB_INTS)]
         words = iter(self._list("bits", sum(-(-e[3] // 32) for e in entries if e[4])))
-        used = iter(self._list("rows", sum(e[5] for e in entries)))
+        row_words = iter(self._list("rows", sum(-(-e[2] // 32) for e in entries if e[5])))
         slabs = []
-        for file, at, rows, stored, has_bits, count in entries:
+        for file, at, rows, stored, has_bits, has_row_bits in entries:
             fits = file < len(files) and rows > 0 and stored > 0
             self._expect(fits, "a slab is of no file or empty")
             begin, end = at * ALIGNMENT, at * ALIGNMENT + _FLOAT * taps * rows * stored
@@ -323,19 +327,14 @@ class _Parser:
             bits = self._bits(words, stored) if has_bits else None
             taken = stored if bits is None else int(bits.sum())
             self._expect(taken == filters, f"a slab gives {taken} filters, scale has {filters}")
-            chosen = self._rows([next(used) for _ in range(count)], rows) if count else None
-            slabs.append(Slab(file, at * ALIGNMENT, rows, stored, bits, chosen))
-        total = sum(s.rows if s.used_rows is None else len(s.used_rows) for s in slabs)
-        return tuple(slabs), total
+            row_bits = self._bits(row_words, rows) if has_row_bits else None
+            slab = Slab(file, begin, rows, stored, bits, row_bits)
+            self._expect(slab.used_rows > 0, "a slab has no row that is used")
+            slabs.append(slab)
+        return tuple(slabs), sum(slab.used_rows for slab in slabs)
 
-    def _bits(self, words: Any, filters: int) -> Bits:
-        taken = np.array([next(words) for _ in range(-(-filters // 32))], dtype="<i4")
+    def _bits(self, words: Iterator[int], size: int) -> Bits:
+        taken = np.array([next(words) for _ in range(-(-size // 32))], dtype="<i4")
         bits = np.unpackbits(taken.view(np.uint8), bitorder="little").astype(np.bool_)
-        self._expect(not bits[filters:].any(), "a bit set has bits past the last filter")
-        return bits[:filters]
-
-    def _rows(self, chosen: Sequence[int], rows: int) -> Indices:
-        found = np.asarray(chosen, dtype=np.int64)
-        rising = bool((np.diff(found) > 0).all()) and found[0] >= 0 and found[-1] < rows
-        self._expect(rising, "'rows' names rows that are not there or do not rise")
-        return found
+        self._expect(not bits[size:].any(), "a bit set has bits past the last")
+        return bits[:size]
