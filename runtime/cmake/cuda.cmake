@@ -23,20 +23,23 @@ if(NOT CMAKE_CUDA_COMPILER)
   endif()
   message(FATAL_ERROR "MDPRUNE_CUDA is ON and there is no nvcc; name one in CUDACXX")
 endif()
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  if(NOT default_architectures)
-    # What the compiler does not know yet runs by PTX of the last one.
-    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known)
-    foreach(architecture 75 80 86 87 89 90 100 110 120)
-      if(known MATCHES "compute_${architecture}\n")
-        list(APPEND default_architectures ${architecture}-real)
-      endif()
-    endforeach()
-    list(GET default_architectures -1 last)
-    string(REPLACE -real -virtual last ${last})
-    list(APPEND default_architectures ${last})
-  endif()
+set(generate)
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND default_architectures)
   set(CMAKE_CUDA_ARCHITECTURES ${default_architectures})
+elseif(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  # 75 Turing, 80 and 86 Ampere, 87 Orin, 89 Ada, 90 Hopper, 100 Blackwell, 110 Thor, 120 desktop
+  # Blackwell. The kernels use what sm_80 brought and nothing later: those after it share one PTX,
+  # which runs on what the compiler does not know yet too.
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-code OUTPUT_VARIABLE known)
+  foreach(architecture 80 86 87 89 90 100 110 120)
+    if(known MATCHES "sm_${architecture}\n")
+      list(APPEND codes sm_${architecture})
+    endif()
+  endforeach()
+  list(JOIN codes , codes)
+  set(generate "SHELL:--generate-code=arch=compute_75,code=sm_75"
+    "SHELL:--generate-code=arch=compute_80,code=[${codes},compute_80]" --threads=2)
+  set(CMAKE_CUDA_ARCHITECTURES OFF)
 endif()
 enable_language(CUDA)
 set(CMAKE_CUDA_STANDARD 17)
@@ -53,7 +56,7 @@ set_target_properties(mdprune_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static
 set_target_properties(mdprune_cuda PROPERTIES RULE_LAUNCH_COMPILE
   "${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_output.sh <OBJECT>.ptxas")
 target_compile_options(mdprune_cuda PRIVATE
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v -Xcompiler=-Wall,-Wextra>)
+  "$<$<COMPILE_LANGUAGE:CUDA>:${generate};-Xptxas=-v;-Xcompiler=-Wall,-Wextra>")
 if(CMAKE_COMPILE_WARNING_AS_ERROR)  # nvcc knows it from CMake, the compiler of the host from here
   target_compile_options(mdprune_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror>)
 endif()
