@@ -6,6 +6,7 @@
 # make test-threads C++ tests with ThreadSanitizer
 # make test-arm     C++ tests cross-compiled for 64-bit ARM, under QEMU
 # make kernels      CUDA kernels for every GPU, with a table of their registers and spills (nvcc 13)
+# make kernels-legacy  the same for Jetson Nano, TX2 and Xavier, which nvcc 13 has dropped: cubins
 # make bench  the figures of the README (long); needs an idle machine
 # make random-graphs  the property tests on 3,000 random networks (minutes)
 # make nightly        all of the above
@@ -33,7 +34,7 @@ comma := ,
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-cpp test-native test-threads test-arm kernels lint bench random-graphs nightly
+.PHONY: setup demo test test-cpp test-native test-threads test-arm kernels kernels-legacy lint bench random-graphs nightly
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(NATIVE)
@@ -93,6 +94,9 @@ kernels: setup
 	@.venv/bin/ninja -C build/kernels -j$(JOBS) --quiet mdprune_cuda
 	@$(PYTHON) -m kernels.tools.resources build/kernels --csv build/kernels/resources.csv \
 		--no-spills '$(CUDA_MAIN_LOOPS)'
+
+kernels-legacy: setup
+	@$(PYTHON) -m kernels.tools.legacy build/kernels-legacy
 
 lint: setup
 	@$(PYTHON) -m ruff format --check --quiet .
