@@ -11,6 +11,8 @@ LEFT, RIGHT, TOP = 190.0, 74.0, 20.0
 ROW, GAP, AXIS = 16.0, 8.0, 34.0
 SERIES = 6
 """Colours that the style sheet has for engines."""
+TAIL = 2.5
+"""Times the 90th percentile: where the scale ends at the latest, or rare calls hide the others."""
 SAME_SCALE = 4
 """What is faster than another by this factor gets a picture with a scale of its own."""
 
@@ -39,7 +41,7 @@ def latency(document: dict[str, Any]) -> str:
         paragraph(
             "One call at batch 1. Dark: the middle half of the calls, with the median marked; "
             "light: from the 10th to the 90th percentile; line: from the fastest to the 99th "
-            "percentile; dot: the slowest, or an arrow where that lies outside.",
+            "percentile; dot: the slowest call, or an arrow where that lies outside.",
             "how",
         )
     ]
@@ -73,7 +75,7 @@ def _longest(runs: list[dict[str, Any]]) -> float:
 
 def _picture(runs: list[dict[str, Any]], shown: list[str], engines: list[str]) -> str:
     names = list(dict.fromkeys(run["domain"] for run in runs))
-    most = max(run["percentiles_ms"][99] for run in runs)
+    most = max(min(run["p99_ms"], TAIL * run["p90_ms"]) for run in runs)
     dense = [run["dense_p50_ms"] for run in runs if run["dense_p50_ms"] is not None]
     marks = ticks(max([most, *(value for value in dense if value < SAME_SCALE * most)]))
     scale = (WIDTH - LEFT - RIGHT) / marks[-1]
@@ -103,12 +105,12 @@ def _picture(runs: list[dict[str, Any]], shown: list[str], engines: list[str]) -
 
 
 def _row(picture: Picture, run: dict[str, Any], y: float, scale: float, style: str) -> None:
-    at = [LEFT + value * scale for value in run["percentiles_ms"]]
+    end = WIDTH - RIGHT
+    at = [min(LEFT + value * scale, end) for value in run["percentiles_ms"]]
     hover = (
         f"{run['domain']}, {label_of(run)}: p50 {run['p50_ms']:.3f}, p90 {run['p90_ms']:.3f}, "
         f"p99 {run['p99_ms']:.3f}, max {run['max_ms']:.3f} ms"
     )
-    end = WIDTH - RIGHT
     picture.line(at[0], y, at[99], y, f"{style} whisker")
     picture.rect(at[10], y - 4, at[90] - at[10], 8, f"{style} light", hover)
     picture.rect(at[25], y - 5, max(2.0, at[75] - at[25]), 10, f"{style} solid", hover)
@@ -116,7 +118,7 @@ def _row(picture: Picture, run: dict[str, Any], y: float, scale: float, style: s
     if run["dense_p50_ms"] is not None and LEFT + run["dense_p50_ms"] * scale <= end:
         x = LEFT + run["dense_p50_ms"] * scale
         picture.line(x, y - 6.5, x, y + 6.5, "densemark")
-    if at[100] <= end:
+    if LEFT + run["max_ms"] * scale <= end:
         picture.dot(at[100], y, f"{style} solid", hover, radius=1.8)
     else:
         picture.text(end + 1, y + 4, "▸", f"{style} arrow", "start", hover)

@@ -167,6 +167,14 @@ def test_engines_of_another_speed_have_a_scale_of_their_own() -> None:
     assert found.row("first", "native:cuda:float16")[12:15] == ["0.020", "0.070", "–"]
 
 
+def test_rare_slow_calls_do_not_hide_the_others() -> None:
+    tree = document("first")
+    tree["runs"] = [run("first", p90_ms=2.0, p99_ms=80.0, max_ms=90.0, dense_p50_ms=None)]
+    marks = [word for word in page(tree).words if re.fullmatch(r"[\d.]+", word)]
+    assert "5" in marks and "90" not in marks
+    assert "▸" in page(tree).words
+
+
 def test_many_operators_and_domains_are_cut_and_said() -> None:
     tree = document(*(f"domain {index}" for index in range(DOMAINS + 2)))
     rows = [OPERATORS[0] | {"name": f"op {n}", "us": 100.0 + n} for n in range(MOST + 5)]
