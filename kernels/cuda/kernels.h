@@ -54,25 +54,29 @@ struct Tiling {
   std::int32_t splits;  // parts of the reduction, summed in order
 };
 
-// A convolution with the tables of one domain (prepare.h makes them). The reduction is padded with
-// rows of zeros and reordered: where `x_runs` is set every 16 bytes of it are neighbours in x.
+// A convolution with the tables of one domain, in device memory; prepare.h makes them. The
+// reduction is reordered and padded so that its entries are neighbours in x wherever that is worth
+// it; as many as fill 16 bytes are a chunk, and so are as many filters.
 struct Convolution {
   Type type;
   std::size_t batch;
   Window window;
   bool transposed;
   std::size_t groups;
-  std::size_t in_channels;       // of x, all of them
-  std::size_t filters;           // of y, all groups
-  std::size_t reduction;         // channels read per group, padded
-  std::size_t padded_filters;    // entries of `columns` per slab and group
-  bool x_runs;                   // x may be read 16 bytes at a time
-  bool w_runs;                   // and so may all weights
-  const std::int32_t* channels;  // groups x reduction positions in x, -1: zero
-  const Row* rows;               // reduction, the same for all groups
-  const std::int32_t* columns;   // slabs x groups x padded_filters: offset in the slab, -1: none
-  const std::int32_t* strides;   // slabs x groups x padded_filters / 8: elements between rows
-  const Slab* slabs;             // device memory, as all of these tables
+  std::size_t in_channels;  // of x, all of them
+  std::size_t filters;      // of y, all groups
+  std::size_t reduction;    // channels read per group, padded
+  std::size_t chunks;       // of filters per slab and group, padded to 8 filters
+  bool x_runs;              // every chunk of the reduction is one aligned run of x
+  bool w_runs;              // every chunk of filters is one aligned run of every stored row
+  // groups x reduction positions in x; of the chunks' beginnings if x_runs.
+  const std::int32_t* channels;
+  const Row* rows;  // reduction, the same for all groups
+  // slabs x groups x filters in chunks: offset in the slab, -1: none; of the chunks' beginnings if
+  // w_runs.
+  const std::int32_t* columns;
+  const std::int32_t* strides;  // slabs x groups x chunks: elements from a row to the next
+  const Slab* slabs;
   const void* x;
   void* y;
   const float* scale;                  // filters, or null

@@ -26,8 +26,13 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sha
   return std::apply(
       [&](Parameters&... each) {
         void* pointers[] = {&each...};
-        return static_cast<int>(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block,
-                                                 pointers, shared,
+        const auto* const function = reinterpret_cast<const void*>(kernel);
+        if (shared > std::size_t{48} << 10) {  // as much as every device has has to be asked for
+          const cudaError_t error = cudaFuncSetAttribute(
+              function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+          if (error != cudaSuccess) return static_cast<int>(error);
+        }
+        return static_cast<int>(cudaLaunchKernel(function, grid, block, pointers, shared,
                                                  static_cast<cudaStream_t>(stream)));
       },
       values);

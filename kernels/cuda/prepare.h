@@ -16,14 +16,15 @@ struct ConvolutionTables {
   std::vector<std::uint8_t> bytes;
   std::size_t channels, rows, columns, strides, slabs;  // where each begins in `bytes`
   std::size_t reduction;
-  std::size_t padded_filters;
+  std::size_t chunks;
   bool x_runs;
   bool w_runs;
 };
 
 // `weights` has the device address of every slab of the convolution (of the packed weight if it has
 // none), whose elements are of `type` in the order of the host's. Operands of `c` are not read, its
-// index lists and bit sets are. A weight of 2^31 elements or more gives tables without bytes.
+// index lists and bit sets are. A weight of 2^31 elements or more, of which a table cannot tell,
+// gives tables without bytes.
 ConvolutionTables prepare(const cpu::Convolution& c, Type type, const void* const* weights);
 
 // The convolution with its tables at `device`; the caller fills in the operands.

@@ -88,21 +88,34 @@ struct ConvolutionCase {
   std::size_t batch = 1, channels = 8, groups = 1, filters = 16;
   std::vector<StoredSlab> slabs;  // none: packed
   std::size_t reduction = 0;      // packed: per group
+  std::size_t block = 1;          // index and bit sets are runs of as many, aligned
   bool residual_index = false;    // the residual has 5 channels more
   bool index = false, scale = true, residual = false, second = false, transposed = false;
   Activation activation = {};
 };
 
-// A bit set with `chosen` of `count` bits.
-std::vector<std::uint32_t> choose(Random& random, std::size_t count, std::size_t chosen) {
+// A bit set with `chosen` of `count` bits, in runs of `block`.
+std::vector<std::uint32_t> choose(Random& random, std::size_t count, std::size_t chosen,
+                                  std::size_t block) {
   std::vector<std::uint32_t> bits((count + 31) / 32);
-  for (std::size_t done = 0; done < chosen;) {
-    const std::size_t j = random.below(count);
-    if ((bits[j / 32] >> (j % 32) & 1U) != 0) continue;
-    bits[j / 32] |= 1U << (j % 32);
-    ++done;
+  for (std::size_t done = 0; done < chosen; done += block) {
+    std::size_t j = 0;
+    do {
+      j = random.below(count / block) * block;
+    } while ((bits[j / 32] >> (j % 32) & 1U) != 0);
+    for (std::size_t i = j; i < j + block; ++i) bits[i / 32] |= 1U << (i % 32);
   }
   return bits;
+}
+
+std::vector<std::int32_t> choose_index(Random& random, std::size_t count, std::size_t limit,
+                                       std::size_t block) {
+  const auto blocks = random.index(count / block, limit / block);
+  std::vector<std::int32_t> index;
+  for (std::size_t i = 0; i < count; ++i) {
+    index.push_back(static_cast<std::int32_t>(std::size_t(blocks[i / block]) * block + i % block));
+  }
+  return index;
 }
 
 Floats run_convolution(const ConvolutionCase& c, const std::string& name, const Kernels& kernels,
@@ -123,7 +136,7 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
   for (const StoredSlab& stored : c.slabs) {
     data.push_back(random.floats(taps * stored.rows * stored.filters));
     const auto bit_set = [&](std::size_t count, std::size_t chosen) {
-      bits.push_back(choose(random, count, chosen));
+      bits.push_back(choose(random, count, chosen, c.block));
       return bits.back().data();
     };
     cpu::Slab slab{data.back().data(), stored.rows, stored.filters, nullptr, nullptr, stored.rows};
@@ -146,7 +159,7 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
     call.slab_count = slabs.size();
   }
   const Floats x = random.floats(c.batch * volume(c.window.input) * c.channels);
-  const auto index = random.index(c.groups * call.reduction, c.channels);
+  const auto index = choose_index(random, c.groups * call.reduction, c.channels, c.block);
   const Floats scale = random.floats(c.filters), shift = random.floats(c.filters);
   const Floats scale2 = random.floats(c.filters), shift2 = random.floats(c.filters);
   const Floats residual = random.floats(outputs);
@@ -293,6 +306,70 @@ void add_convolutions(std::vector<KernelCase>& cases) {
   c.filters = 5;
   c.channels = 4;
   add("many_taps", c);
+}
+
+// Runs of channels and filters, as the layout pass makes them: what vector loads are for.
+void add_runs(std::vector<KernelCase>& cases) {
+  const auto add = [&](const std::string& name, const ConvolutionCase& c) {
+    const auto run = [c, name](const Kernels& kernels, const Parallel& parallel) {
+      return run_convolution(c, name, kernels, parallel);
+    };
+    cases.push_back({"convolution_runs_" + name, run, 4e-6});
+  };
+  ConvolutionCase c;
+  c.index = true;
+  c.block = 8;
+  c.channels = 64;
+  c.filters = 40;
+  c.slabs = {{24, 64}, {16, 40}};
+  c.activation = {cpu::kRelu, 0, 0};
+  add("8", c);
+  c.window = kStride;
+  c.batch = 2;
+  c.residual = c.second = true;
+  c.slabs = {{48, 96, 32}, {16, 72}, {8, 40}};
+  add("8_rows", c);
+  c.window = kVolume;
+  c.batch = 1;
+  c.block = 16;
+  c.filters = 80;
+  c.slabs = {{32, 96}, {48, 80, 32}};
+  add("16_volume", c);
+  c.window = kBeyond;
+  c.block = 1;
+  c.index = c.second = false;
+  c.channels = 80;
+  add("all_filters", c);
+  c.window = {{1, 4, 5}, {1, 8, 10}, {1, 3, 3}, {1, 2, 2}, {1, 1, 1}, {0, 1, 1}};
+  c.transposed = true;
+  c.block = 8;
+  c.index = true;
+  add("transposed", c);
+  c = {};
+  c.window = kPoint;
+  c.channels = 300;
+  c.filters = 64;
+  c.slabs = {{300, 64}};
+  add("of_4", c);  // 300 is a multiple of 4, not of 8
+  c.window = kSame;
+  c.channels = 32;
+  c.filters = 48;
+  c.groups = 2;
+  c.slabs = {};
+  c.reduction = 16;
+  add("groups", c);
+  c.filters = 36;
+  c.residual = true;
+  add("groups_tail", c);
+  c.groups = 1;
+  c.channels = 40;
+  c.reduction = 40;
+  c.filters = 130;
+  add("packed", c);
+  c.window = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
+  c.batch = 130;
+  c.channels = c.reduction = 200;
+  add("linear", c);
 }
 
 void add_windows(std::vector<KernelCase>& cases) {
@@ -516,6 +593,7 @@ void add_movement(std::vector<KernelCase>& cases) {
 std::vector<KernelCase> kernel_cases(bool halves) {
   std::vector<KernelCase> cases;
   add_convolutions(cases);
+  add_runs(cases);
   add_windows(cases);
   add_elementwise(cases);
   add_reductions(cases);

@@ -72,6 +72,11 @@ T __ldg(const T* address) {
   return *address;
 }
 
+template <typename T>
+T __ldcg(const T* address) {
+  return *address;
+}
+
 inline void __syncthreads() { mdprune::cuda::emulate::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffU) {
   mdprune::cuda::emulate::meet_warp(mask, "__syncwarp", nullptr, [](void* const(&)[32]) {});

@@ -29,6 +29,7 @@ namespace {
 using mdprune::cuda::emulate::enqueue;
 
 constexpr std::size_t kMemoryBytes = std::size_t{8} << 30;
+constexpr std::size_t kSharedBytes = 64 << 10;  // the least that a device has, sm_75
 
 std::mutex memory_lock;
 std::map<const char*, std::size_t> device_memory;
@@ -86,7 +87,7 @@ cudaError_t launch(dim3 grid, dim3 block, std::size_t shared, cudaStream_t strea
     return size.x > 0 && size.y > 0 && size.z > 0 && size.x <= x && size.y <= y && size.z <= z;
   };
   const bool valid = within(grid, 0x7fffffff, 65535, 65535) && within(block, 1024, 1024, 64) &&
-                     block.x * block.y * block.z <= 1024 && shared <= 48 << 10;
+                     block.x * block.y * block.z <= 1024 && shared <= kSharedBytes;
   if (!valid) return result(cudaErrorInvalidConfiguration);
   return enqueue(stream, [=] { run(grid, block, shared, kernel); });
 }
@@ -124,7 +125,7 @@ cudaError_t cudaSetDevice(int device) {
   return result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  *properties = {"emulated", kMemoryBytes, 8, 7, 16, 48 << 10, 1};
+  *properties = {"emulated", kMemoryBytes, 8, 7, 16, kSharedBytes, 1};
   return cudaSetDevice(device);
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
