@@ -7,6 +7,7 @@
 # make test-arm     C++ tests cross-compiled for 64-bit ARM, under QEMU
 # make kernels      CUDA kernels for every GPU, with a table of their registers and spills (nvcc 13)
 # make kernels-legacy  the same for Jetson Nano, TX2 and Xavier, which nvcc 13 has dropped: cubins
+# make test-tensorrt    the TensorRT plug-in without a GPU; wants TENSORRT_INCLUDE_DIR and TENSORRT_LIBRARY
 # make bench  the figures of the README (long); needs an idle machine
 # make random-graphs  the property tests on 3,000 random networks (minutes)
 # make nightly        all of the above
@@ -34,7 +35,7 @@ comma := ,
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-cpp test-native test-threads test-arm kernels kernels-legacy lint bench random-graphs nightly
+.PHONY: setup demo test test-cpp test-native test-threads test-arm test-tensorrt kernels kernels-legacy lint bench random-graphs nightly
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(NATIVE)
@@ -56,13 +57,13 @@ demo: setup
 test: test-cpp
 	@$(PYTHON) -m pytest $(TESTS)
 
-# $(call run_cpp_tests,FOLDER,OPTIONS) builds into build/FOLDER; ctest's output is shown if a test fails.
+# $(call run_cpp_tests,FOLDER,OPTIONS,TARGETS,TESTS) builds into build/FOLDER; ctest's output is shown if a test fails.
 define run_cpp_tests
 	@mkdir -p build
 	@.venv/bin/cmake -S runtime -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja \
 		-DMDPRUNE_TESTS=ON $(2) --log-level=ERROR > build/$(1).log 2>&1 || { cat build/$(1).log; exit 1; }
-	@.venv/bin/ninja -C build/$(1) -j$(JOBS) --quiet
-	@.venv/bin/ctest --test-dir build/$(1) -j$(JOBS) --output-on-failure > build/$(1)/tests.log 2>&1 || \
+	@.venv/bin/ninja -C build/$(1) -j$(JOBS) --quiet $(3)
+	@.venv/bin/ctest --test-dir build/$(1) -j$(JOBS) --output-on-failure $(4) > build/$(1)/tests.log 2>&1 || \
 		{ cat build/$(1)/tests.log; exit 1; }
 	@echo "C++, $(1): $$(grep 'tests passed' build/$(1)/tests.log)"
 endef
@@ -97,6 +98,16 @@ kernels: setup
 
 kernels-legacy: setup
 	@$(PYTHON) -m kernels.tools.legacy build/kernels-legacy
+
+# Where there are no headers nothing is tested. The library is any that has TensorRT's registry.
+test-tensorrt: setup
+ifeq ($(TENSORRT_INCLUDE_DIR),)
+	@echo "the TensorRT plug-in is not tested: TENSORRT_INCLUDE_DIR and TENSORRT_LIBRARY are not set"
+else
+	$(call run_cpp_tests,tensorrt,-DTENSORRT_INCLUDE_DIR=$(TENSORRT_INCLUDE_DIR) -DTENSORRT_LIBRARY=$(TENSORRT_LIBRARY) \
+		-DMDPRUNE_TENSORRT_EMULATED=ON,mdprune_tensorrt tensorrt_plugin_test run_node,-R tensorrt_plugin)
+	@MDPRUNE_TENSORRT_BUILD=$(CURDIR)/build/tensorrt $(PYTHON) -m pytest tests/test_tensorrt_plugin.py
+endif
 
 lint: setup
 	@$(PYTHON) -m ruff format --check --quiet .

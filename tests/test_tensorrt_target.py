@@ -62,7 +62,8 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def residual_checkpoint(folder: Path, scale: float = 1.0) -> Path:
+def residual_checkpoint(folder: Path, scale: float = 1.0, summed: int = 8) -> Path:
+    """Of the sum of both branches `summed` channels are read; heads are multiplied by `scale`."""
     torch.manual_seed(0)
     net = Residual().eval()
     for norm in (net.norm, net.norm_b):
@@ -73,8 +74,9 @@ def residual_checkpoint(folder: Path, scale: float = 1.0) -> Path:
         rng = np.random.default_rng(index)
         masks = {
             f"{layer}.weight": mdp.Mask(torch.from_numpy(rng.permutation(size) % 4 > 0), "in")
-            for layer, size in (("a", 16), ("b", 24), ("c", 16), ("d", 20))
+            for layer, size in (("a", 16), ("b", 24), ("d", 20))
         }
+        masks["c.weight"] = mdp.Mask(torch.from_numpy(rng.permutation(16) < summed), "in")
         domains[name] = mdp.Domain(masks, {"head.weight": scale * torch.randn(4, 20)})
     mdp.save_checkpoint(folder / "model.pt", net, torch.randn(1, 3, 12, 12), domains)
     return folder / "model.pt"
@@ -137,6 +139,17 @@ def test_nodes_hold_what_follows_the_convolution(tmp_path: Path) -> None:
     stem, a, _, c, _ = map(parse, found)
     assert (stem.kernel, stem.strides, stem.pads) == ((3, 3), (2, 2), (1, 1, 1, 1))
     assert (a.dilations, a.pads, c.kernel, c.pads) == ((2, 2), (2, 2, 2, 2), (3, 1), (1, 0, 1, 0))
+
+
+@pytest.mark.usefixtures("all_plugins")
+def test_a_sum_that_float16_pads_is_not_in_the_node(tmp_path: Path) -> None:
+    path = residual_checkpoint(tmp_path, summed=9)
+    mdp.compile(path, tmp_path / "out", targets=["tensorrt"])
+    graph = ir.load(tmp_path / "out/tensorrt/one.fp32.onnx").graph
+    found = [node for node in graph if node.domain == "mdprune"]
+    assert [len(node.inputs) for node in found] == [1] * 5
+    assert parse(found[2]).filters == 9 and parse(found[2]).activation == Activation()
+    assert {"Add", "Relu"} <= {node.op_type for node in graph}
 
 
 @pytest.mark.usefixtures("all_plugins")

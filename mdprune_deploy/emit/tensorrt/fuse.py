@@ -20,6 +20,9 @@ from .node import DOMAIN, OP_TYPE, GatherConv, Slab, WeightName
 
 Shapes = Mapping[str, Sequence[int]]
 """By value's name, at batch 1."""
+PITCH = 8
+"""Channels to whose multiples TensorRT pads a float16 image. What pads a residual may be anything
+and must not get into the sum, so the plug-in adds only what is not padded."""
 _RANK = 4
 
 
@@ -172,7 +175,7 @@ def _absorb_norm(found: _Epilogue, norm: ir.Node) -> bool:
 
 def _absorb_residual(found: _Epilogue, add: ir.Node, value: ir.Value, shapes: Shapes) -> bool:
     others = [v for v in add.inputs if v is not None and v is not value]
-    if len(others) != 1 or others[0].is_initializer():
+    if len(others) != 1 or others[0].is_initializer() or len(found.scale) % PITCH:
         return False
     if shapes.get(str(others[0].name)) != shapes[str(value.name)]:
         return False
