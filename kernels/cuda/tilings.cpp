@@ -31,20 +31,30 @@ double cost(const Convolution& c, const TileShape& tile, int splits, int multipr
   const std::size_t blocks =
       tiles.along_pixels * tiles.along_filters * c.groups * static_cast<std::size_t>(splits);
   const bool half = c.type == kHalf;
-  // Multiply-adds and 16-byte copies per cycle, and the latency of a step with its barrier.
-  const double rate = half ? 512.0 : 100.0;
+  // Multiply-adds per cycle, 16-byte copies and their part in a step, its latency with the barrier.
+  const double rate = half ? 1024.0 : 100.0;
   const double copies = 1.0 / ((c.x_runs ? 0.5 : 0.1) + (c.w_runs ? 0.5 : 0.1));
   const double latency = 150.0 * copies;
   const double start = 1500.0;  // launch, first loads, epilogue
   const double area = double(tile.pixels) * tile.filters;
   const double edges = (tile.pixels + tile.filters) * 4.0;
-  const double work = std::max(area * (half ? 32 : 16) / rate, edges * copies / 2.0);  // of a step
+  const double work = area * (half ? 32 : 16) / rate + edges * copies / 4.0;  // of a step
   const double steps = double(divide_up(tiles.steps, std::size_t(splits)));
   const double per_multiprocessor = double(divide_up(blocks, std::size_t(multiprocessors)));
   const double waves = double(divide_up(blocks, std::size_t(multiprocessors * tile.resident)));
   const double finish = area / 64.0 * (splits > 1 ? 2.0 + splits : 1.0);
   return std::max(per_multiprocessor * (steps * work + finish),
                   waves * (start + steps * std::max(work, latency) + finish));
+}
+
+// A part of fewer than four steps is all latency, and a device that has its blocks four times over
+// needs no more of them, nor the memory for their sums.
+bool worth_splitting(const Convolution& c, const TileShape& tile, int splits, int multiprocessors) {
+  const Tiles tiles = count_tiles(c, tile);
+  const std::size_t blocks =
+      tiles.along_pixels * tiles.along_filters * c.groups * static_cast<std::size_t>(splits);
+  return tiles.steps >= std::size_t(4 * splits) &&
+         blocks <= std::size_t(4 * tile.resident) * static_cast<std::size_t>(multiprocessors);
 }
 
 struct Candidate {
@@ -83,6 +93,7 @@ std::size_t workspace_bytes(const Convolution& c, Tiling tiling) {
 }
 
 std::vector<Tiling> candidates(const Convolution& c, int multiprocessors) {
+  multiprocessors = std::max(1, multiprocessors);
   std::vector<Candidate> found;
   const int count = tiles_of(c.type).second;
   for (int tile = 0; tile < count; ++tile) {
@@ -90,15 +101,17 @@ std::vector<Tiling> candidates(const Convolution& c, int multiprocessors) {
       const Tiling tiling{tile, splits};
       const TileShape* const shape = find_tile(c, tiling);
       if (shape == nullptr) continue;
-      // A part of fewer than four steps is all latency.
-      if (splits > 1 && count_tiles(c, *shape).steps < std::size_t(4 * splits)) continue;
-      found.push_back({cost(c, *shape, splits, std::max(1, multiprocessors)), tiling});
+      if (splits > 1 && !worth_splitting(c, *shape, splits, multiprocessors)) continue;
+      found.push_back({cost(c, *shape, splits, multiprocessors), tiling});
     }
   }
   std::stable_sort(found.begin(), found.end(),
                    [](const Candidate& a, const Candidate& b) { return a.cost < b.cost; });
+  // The model is wrong by less than that.
   std::vector<Tiling> tilings;
-  for (const Candidate& candidate : found) tilings.push_back(candidate.tiling);
+  for (const Candidate& candidate : found) {
+    if (candidate.cost <= 3 * found.front().cost) tilings.push_back(candidate.tiling);
+  }
   return tilings;
 }
 

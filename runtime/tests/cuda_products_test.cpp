@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <list>
 #include <string>
 #include <vector>
@@ -223,6 +224,18 @@ TEST_P(CudaProductsTest, ConvolutionEqualsTheReference) {
   }
 }
 
+TEST_P(CudaProductsTest, SplitsGiveTheSameBitsWhicheverBlockIsLast) {
+  for (const KernelCase& c : cases("convolution_runs_")) {
+    setting.tiling = {half() ? 3 : 1, 5};
+    const Floats a = c.run(kernels_, {});
+    cuda::emulate::reversed = true;
+    const Floats b = c.run(kernels_, {});
+    cuda::emulate::reversed = false;
+    ASSERT_FALSE(setting.none);
+    EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << c.name;
+  }
+}
+
 TEST_P(CudaProductsTest, DepthwiseEqualsTheReference) {
   for (const KernelCase& c : cases("depthwise_")) {
     EXPECT_LE(difference(c.run(kernels_, {}), c.run(reference_, {})), tolerance()) << c.name;
@@ -239,6 +252,85 @@ INSTANTIATE_TEST_SUITE_P(Types, CudaProductsTest, testing::Values(cuda::kFloat, 
                          [](const auto& info) {
                            return std::string(info.param == cuda::kHalf ? "half" : "float");
                          });
+
+// A pointwise or 3 x 3 convolution of `size` x `size` pixels and as many channels as filters.
+cuda::Convolution square(std::size_t size, std::size_t channels, std::size_t kernel) {
+  cuda::Convolution c{};
+  c.type = cuda::kHalf;
+  c.batch = c.groups = 1;
+  c.window = {{1, size, size}, {1, size, size}, {1, kernel, kernel},
+              {1, 1, 1},       {1, 1, 1},       {0, kernel / 2, kernel / 2}};
+  c.in_channels = c.filters = c.reduction = channels;
+  c.chunks = channels / 8;
+  c.x_runs = c.w_runs = true;
+  return c;
+}
+
+TEST(CudaTilingsTest, SplitsWhatDoesNotFillTheDevice) {
+  EXPECT_GT(cuda::choose(square(7, 256, 3), 16).splits, 1);
+  EXPECT_GT(cuda::choose(square(14, 128, 3), 132).splits, 1);
+  EXPECT_EQ(cuda::choose(square(112, 64, 1), 16).splits, 1);
+  EXPECT_LE(cuda::choose(square(112, 256, 3), 16).tile, 1);  // the large ones
+  cuda::Convolution elements = square(112, 256, 3);
+  elements.x_runs = false;
+  EXPECT_GE(cuda::choose(elements, 16).tile, 2);
+}
+
+TEST(CudaTilingsTest, CandidatesBeginWithTheChosen) {
+  for (const std::size_t size : {1, 7, 14, 56}) {
+    const cuda::Convolution c = square(size, 64, 3);
+    const auto tilings = cuda::candidates(c, 16);
+    ASSERT_FALSE(tilings.empty());
+    EXPECT_EQ(tilings[0].tile, cuda::choose(c, 16).tile);
+    EXPECT_EQ(tilings[0].splits, cuda::choose(c, 16).splits);
+    for (const cuda::Tiling tiling : tilings) EXPECT_NE(cuda::find_tile(c, tiling), nullptr);
+  }
+}
+
+TEST(CudaConvolutionTest, RefusesWhatItCannotRun) {
+  alignas(16) unsigned char memory[32] = {};
+  cuda::Convolution c = square(7, 64, 3);
+  c.x = memory;
+  EXPECT_EQ(cuda::convolution(c, {5, 1}, {}), cudaErrorInvalidValue);  // no such tile
+  EXPECT_EQ(cuda::convolution(c, {2, 0}, {}), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::convolution(c, {2, 2}, {nullptr, 4, memory, 16}), cudaErrorInvalidValue);
+  const cuda::Launch enough{nullptr, 4, memory, std::size_t{1} << 30};
+  c.x = memory + 2;
+  EXPECT_EQ(cuda::convolution(c, {2, 1}, enough), cudaErrorInvalidValue);
+  c.x = memory;
+  c.batch = std::size_t{1} << 31;
+  EXPECT_EQ(cuda::convolution(c, {2, 1}, enough), cudaErrorInvalidValue);
+}
+
+TEST(CudaPrepareTest, FindsRuns) {
+  const std::vector<std::int32_t> runs = {8, 9, 10, 11, 12, 13, 14, 15, 40, 41, 42, 43};
+  const std::uint32_t bits = 0x00ff00ffU;
+  const cpu::Slab slab{nullptr, 12, 32, &bits, nullptr, 12};
+  cpu::Convolution c{};
+  c.window = {{1, 1, 5}, {1, 1, 5}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
+  c.batch = c.groups = 1;
+  c.in_channels = 48;
+  c.filters = 16;
+  c.reduction = 12;
+  c.index = runs.data();
+  c.slabs = &slab;
+  c.slab_count = 1;
+  alignas(16) static const unsigned char weight[32] = {};
+  const void* address = weight;
+  const auto half = cuda::prepare(c, cuda::kHalf, &address);
+  EXPECT_TRUE(half.x_runs);
+  EXPECT_TRUE(half.w_runs);
+  EXPECT_EQ(half.reduction, 16U);  // four rows of zeros
+  EXPECT_EQ(half.chunks, 2U);
+  EXPECT_EQ(cuda::prepare(c, cuda::kFloat, &address).reduction, 12U);
+  c.in_channels = 47;  // pixels of x begin anywhere
+  EXPECT_FALSE(cuda::prepare(c, cuda::kHalf, &address).x_runs);
+  address = weight + 2;
+  EXPECT_FALSE(cuda::prepare(c, cuda::kHalf, &address).w_runs);
+  const cpu::Slab huge{nullptr, std::size_t{1} << 20, std::size_t{1} << 12, nullptr, nullptr, 12};
+  c.slabs = &huge;
+  EXPECT_TRUE(cuda::prepare(c, cuda::kHalf, &address).bytes.empty());
+}
 
 }  // namespace
 }  // namespace mdprune

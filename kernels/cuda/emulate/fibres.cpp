@@ -7,10 +7,6 @@
 #include <mutex>
 #include <vector>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
 #if defined(__SANITIZE_ADDRESS__)
 #define MDPRUNE_ASAN 1
 #elif defined(__has_feature)
@@ -32,11 +28,7 @@ enum class State { kReady, kAtBarrier, kInWarp, kDone };
 struct Fibre {
   State state = State::kDone;
   uint3 index{};
-#if defined(__x86_64__)
   void* stack_pointer = nullptr;
-#else
-  ucontext_t context{};
-#endif
   std::unique_ptr<char[]> stack;
   void* fake_stack = nullptr;         // AddressSanitizer's
   const void* stack_begin = nullptr;  // and what it has to know of the stack
@@ -68,11 +60,13 @@ unsigned char* shared_memory = nullptr;
   std::abort();
 }
 
-#if defined(__x86_64__)
+// Keeps the registers that a call keeps on this stack and takes those of another.
 extern "C" void mdprune_emulate_switch(void** save, void* to);
+#if defined(__x86_64__)
+constexpr std::size_t kSavedWords = 8;
+constexpr std::size_t kReturnWord = 6;
 __asm__(R"(
 .text
-.local mdprune_emulate_switch
 .type mdprune_emulate_switch, @function
 mdprune_emulate_switch:
   pushq %rbp
@@ -92,6 +86,43 @@ mdprune_emulate_switch:
   ret
 .size mdprune_emulate_switch, . - mdprune_emulate_switch
 )");
+#elif defined(__aarch64__)
+constexpr std::size_t kSavedWords = 20;
+constexpr std::size_t kReturnWord = 11;
+__asm__(R"(
+.text
+.type mdprune_emulate_switch, %function
+mdprune_emulate_switch:
+  sub sp, sp, #160
+  stp x19, x20, [sp]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+.size mdprune_emulate_switch, . - mdprune_emulate_switch
+)");
+#else
+#error "fibres are not written for this processor"
 #endif
 
 void arrive([[maybe_unused]] Fibre& fibre) {
@@ -109,11 +140,7 @@ void switch_to(Fibre& from, Fibre& to) {
                                  to.stack_bytes);
 #endif
   threadIdx = to.index;
-#if defined(__x86_64__)
   mdprune_emulate_switch(&from.stack_pointer, to.stack_pointer);
-#else
-  swapcontext(&from.context, &to.context);
-#endif
   arrive(from);
 }
 
@@ -173,19 +200,11 @@ void make_fibre(Fibre& fibre) {
   }
   fibre.state = State::kReady;
   fibre.fake_stack = nullptr;
-#if defined(__x86_64__)
-  const auto top = reinterpret_cast<std::uintptr_t>(fibre.stack.get() + kStackBytes) & ~15UL;
-  // Six registers, the address that the switch returns to, and the one that `enter` never does.
-  auto** frame = reinterpret_cast<void**>(top) - 8;
-  std::memset(frame, 0, 8 * sizeof(void*));
-  frame[6] = reinterpret_cast<void*>(&enter);
+  const auto end = reinterpret_cast<std::uintptr_t>(fibre.stack.get() + kStackBytes);
+  auto** const frame = reinterpret_cast<void**>(end & ~std::uintptr_t{15}) - kSavedWords;
+  std::memset(frame, 0, kSavedWords * sizeof(void*));
+  frame[kReturnWord] = reinterpret_cast<void*>(&enter);
   fibre.stack_pointer = frame;
-#else
-  getcontext(&fibre.context);
-  fibre.context.uc_stack.ss_sp = fibre.stack.get();
-  fibre.context.uc_stack.ss_size = kStackBytes;
-  makecontext(&fibre.context, reinterpret_cast<void (*)()>(&enter), 0);
-#endif
 }
 
 void run_block(dim3 block) {
@@ -213,14 +232,13 @@ void run(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>&
   host.stack_begin = nullptr;
   blockDim = block;
   gridDim = grid;
-  for (unsigned z = 0; z < grid.z; ++z) {
-    for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = {x, y, z};
-        std::memset(shared_memory, 0xff, shared);
-        run_block(block);
-      }
-    }
+  const std::size_t count = std::size_t{grid.x} * grid.y * grid.z;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t at = reversed ? count - 1 - i : i;
+    blockIdx = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                static_cast<unsigned>(at / grid.x / grid.y)};
+    std::memset(shared_memory, 0xff, shared);
+    run_block(block);
   }
 }
 

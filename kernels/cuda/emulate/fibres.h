@@ -25,8 +25,8 @@ constexpr int warpSize = 32;
 
 namespace mdprune::cuda::emulate {
 
-// Warps of a block run from the last to the first: what a missing barrier lets pass in one order it
-// does not in the other. Set between launches.
+// Blocks, and the warps of a block, run from the last to the first: what a missing barrier lets
+// pass in one order it does not in the other. Set between launches.
 inline bool reversed = false;
 
 // Runs a block after the other, each with `shared` bytes of dynamic shared memory that begin as
