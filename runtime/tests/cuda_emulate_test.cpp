@@ -69,7 +69,7 @@ TEST(CudaEmulateTest, RefusesWhatADeviceRefuses) {
             cudaErrorInvalidConfiguration);
   EXPECT_EQ(launch(sum_of_blocks, 0, 32, 0, nullptr, x.data, y.data, &blocks, 0),
             cudaErrorInvalidConfiguration);
-  EXPECT_EQ(launch(sum_of_blocks, 1, 32, 50000, nullptr, x.data, y.data, &blocks, 0),
+  EXPECT_EQ(launch(sum_of_blocks, 1, 32, 70000, nullptr, x.data, y.data, &blocks, 0),
             cudaErrorInvalidConfiguration);
   float host = 0.0F;
   EXPECT_EQ(cudaMemcpy(&host, &host, 4, cudaMemcpyHostToDevice), cudaErrorInvalidValue);
