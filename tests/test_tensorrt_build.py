@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -131,6 +132,73 @@ def test_the_engine_name_follows_the_content(tmp_path: Path) -> None:
     (copy / "tensorrt/weights.bin").write_bytes(b"other")
     tiny_checkpoints.bless(copy, "tensorrt/weights.bin")
     assert engine_path(read_bundle(copy), "first", stock, "sm87.trt10.3.0").name != path.name
+
+
+# The engine, with TensorRT and pycuda as fakes
+
+
+@pytest.fixture
+def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle of stock models, on a machine with TensorRT."""
+    monkeypatch.setattr(tensorrt_build, "plugin_library", lambda: None)
+    fake_tensorrt.install(monkeypatch)
+    return Path(tiny_checkpoints.shutil.copytree(bundle(), tmp_path / "out"))
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float32", 1e-5), ("float16", 5e-3)])
+def test_the_engine_runs_what_it_built(faked: Path, precision: str, bound: float) -> None:
+    engine = mdp.load(faked, "first", "tensorrt", precision=precision)
+    assert engine.variant == f"stock fp{precision[-2:]}" and engine.note is not None
+    x = images(1)
+    found = engine(x)
+    expected = mdp.reference(mdp.load_checkpoint(tiny_checkpoints.checkpoint()), "first")(x)
+    assert np.abs(found - expected).max() <= bound * np.abs(expected).max()
+    assert engine.phases() == {"host_to_device": 2e-3, "compute": 2e-3, "device_to_host": 2e-3}
+    assert np.array_equal(engine(x), found)
+
+
+def test_an_engine_is_built_once(faked: Path) -> None:
+    for _ in range(2):
+        mdp.load(faked, "first", "tensorrt")(images(1))
+    assert fake_tensorrt.built == [str(faked / "tensorrt/first.stock.fp32.onnx")]
+    folder = faked.with_name("out.engines")
+    (name,) = (path.name for path in folder.glob("*.engine"))
+    assert name.startswith("first.stock.fp32.sm87.trt10.3.0.")
+    assert (folder / "timing.sm87.trt10.3.0.cache").read_bytes() == b"more"
+    mdp.load(faked, "second", "tensorrt")
+    assert (folder / "timing.sm87.trt10.3.0.cache").read_bytes() == b"moremore"
+
+
+def test_the_batch_that_an_engine_is_built_for(faked: Path) -> None:
+    engine = mdp.load(faked, "first", "tensorrt")
+    with pytest.raises(mdp.UsageError, match="not built for input 'x' of shape"):
+        engine(images(3))
+    result = mdprune("build-trt", str(faked), "--precision", "fp32", "--batch", "3", "--json")
+    assert result.exit_code == 0, result.stderr
+    (first, _) = json.loads(result.stdout)["engines"]
+    assert first["runtime"] == "tensorrt 10.3.0" and first["model"].endswith("stock.fp32.onnx")
+    assert mdp.load(faked, "first", "tensorrt")(images(3)).shape == (3, 5)
+
+
+@needs_rtx
+def test_the_real_modules_have_what_is_called() -> None:
+    """TensorRT-RTX has TensorRT's Python interface."""
+    import tensorrt_rtx as trt
+
+    for fake, real in (
+        (fake_tensorrt.Builder, trt.Builder),
+        (fake_tensorrt.Parser, trt.OnnxParser),
+        (fake_tensorrt.Profile, trt.IOptimizationProfile),
+        (fake_tensorrt.Config, trt.IBuilderConfig),
+        (fake_tensorrt.Context, trt.IExecutionContext),
+        (fake_tensorrt.Runtime, trt.Runtime),
+    ):
+        called = {name for name in vars(fake) if not name.startswith("_")}
+        assert called and called <= set(dir(real))
 
 
 # TensorRT-RTX
