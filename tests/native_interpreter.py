@@ -245,13 +245,23 @@ def _weight(run: Interpreter, operator: Convolution, filters: int) -> np.ndarray
         assert not whole[:, per_group:].any()
         return whole[:, :per_group]
     assert operator.groups == 1
-    rows = []
-    for weight, bits, row_bits in operator.weights:
+    rows: list[np.ndarray] = []
+    missing = np.zeros(filters, dtype=bool)
+    for weight, bits, row_bits, output_bits in operator.weights:
         slab = run.get(weight)
         slab = slab[:, :, _bit_set(run, bits, slab.shape[2])]
         slab = slab[:, _bit_set(run, row_bits, slab.shape[1])]
-        assert slab.shape[2] == filters and slab.shape[1] > 0
-        rows.append(slab)
+        outputs = _bit_set(run, output_bits, filters)
+        assert slab.shape[2] == outputs.sum() and slab.shape[1] > 0
+        if missing.any():
+            assert output_bits is not None and not (outputs & ~missing).any()
+            assert slab.shape[1] == rows[-1].shape[1]
+        else:
+            rows.append(np.zeros((*slab.shape[:2], filters)))
+            missing[:] = True
+        rows[-1][:, :, outputs] = slab
+        missing &= ~outputs
+    assert not missing.any()
     return np.concatenate(rows, axis=1).transpose(2, 1, 0)[None]
 
 

@@ -449,30 +449,40 @@ class Rows {
   std::uint32_t left_ = 0;  // bits of the word that are not behind
 };
 
+// Tells whether the next slab completes the rows of one.
+inline bool is_joined(const Convolution& call, std::size_t slab) {
+  return slab + 1 < call.slab_count && call.slabs[slab + 1].joins;
+}
+
 // Where the used filters of one panel lie in the stored rows of a slab.
 class Selection {
  public:
   Selection() = default;
 
   // `first` and `count`: the panel's filters, as the domain numbers them.
-  Selection(const Slab& slab, std::size_t first, std::size_t count) : count_(count) {
-    std::array<std::size_t, kPanelBlocks * kBlock> position;
-    if (slab.bits == nullptr) {
-      std::iota(position.begin(), position.begin() + count, first);
+  Selection(const Slab& slab, std::size_t first, std::size_t count)
+      : count_(count), joins_(slab.joins) {
+    Filters position;
+    if (slab.outputs == nullptr) {
+      find(slab, first, count, position);
     } else {
-      std::size_t rank = 0, found = 0;
-      for (std::size_t word = 0; found < count; ++word) {
-        std::uint32_t bits = slab.bits[word];
-        const std::size_t used = static_cast<std::size_t>(__builtin_popcount(bits));
-        if (rank + used <= first) {
-          rank += used;
-          continue;
-        }
-        for (; bits != 0 && found < count; bits &= bits - 1) {
-          if (rank++ >= first) {
-            position[found++] = word * 32 + static_cast<std::size_t>(__builtin_ctz(bits));
+      std::size_t before = 0;
+      for (std::size_t word = 0; word * 32 < first + count; ++word) {
+        for (std::uint32_t bits = slab.outputs[word]; bits != 0; bits &= bits - 1) {
+          const std::size_t filter = word * 32 + static_cast<std::size_t>(__builtin_ctz(bits));
+          if (word * 32 + 32 <= first) {
+            before += static_cast<std::size_t>(__builtin_popcount(bits));
+            break;
           }
+          if (filter < first) ++before;
+          if (filter >= first && filter < first + count) lane_[joined_++] = filter - first;
         }
+      }
+      find(slab, before, joined_, joined_position_);
+      // What the slab has not is overwritten by those that join.
+      for (std::size_t lane = 0, next = 0; lane < count; ++lane) {
+        if (next < joined_ && lane_[next] == lane) ++next;
+        position[lane] = next > 0 ? joined_position_[next - 1] : 0;
       }
     }
     place(position, slab.filters);
@@ -480,12 +490,42 @@ class Selection {
 
   // Packs stored rows into rows of `width` floats.
   void pack(const float* const* from, std::size_t rows, float* to, std::size_t width) const {
+    if (joins_) {
+      for (std::size_t row = 0; row < rows; ++row, to += width) {
+        for (std::size_t i = 0; i < joined_; ++i) to[lane_[i]] = from[row][joined_position_[i]];
+      }
+      return;
+    }
     for (std::size_t block = 0; block < width / kBlock; ++block) {
       pack_block(block, from, rows, to + block * kBlock, width);
     }
   }
 
  private:
+  using Filters = std::array<std::size_t, kPanelBlocks * kBlock>;
+
+  // Finds where `count` used filters of a slab are stored, behind the first ones.
+  static void find(const Slab& slab, std::size_t first, std::size_t count, Filters& position) {
+    if (slab.bits == nullptr) {
+      std::iota(position.begin(), position.begin() + count, first);
+      return;
+    }
+    std::size_t rank = 0, found = 0;
+    for (std::size_t word = 0; found < count; ++word) {
+      std::uint32_t bits = slab.bits[word];
+      const std::size_t used = static_cast<std::size_t>(__builtin_popcount(bits));
+      if (rank + used <= first) {
+        rank += used;
+        continue;
+      }
+      for (; bits != 0 && found < count; bits &= bits - 1) {
+        if (rank++ >= first) {
+          position[found++] = word * 32 + static_cast<std::size_t>(__builtin_ctz(bits));
+        }
+      }
+    }
+  }
+
 #if defined(__AVX512F__)
   // Sixteen filters come from the 32 stored ones behind the first of them, and from further pairs
   // of vectors behind those where they lie wider apart.
@@ -499,7 +539,7 @@ class Selection {
     bool contiguous;
   };
 
-  void place(const std::array<std::size_t, kPanelBlocks * kBlock>& position, std::size_t stored) {
+  void place(const Filters& position, std::size_t stored) {
     for (std::size_t begin = 0; begin < count_; begin += kBlock) {
       Block& block = blocks_[begin / kBlock];
       block.first = position[begin];
@@ -514,6 +554,7 @@ class Selection {
       for (std::size_t lane = 0; lane < kBlock; ++lane) {
         const std::size_t at = lane < count ? position[begin + lane] - block.first : 0;
         block.from[lane] = static_cast<std::int32_t>(at);
+        block.contiguous = block.contiguous && at == lane;
         if (at / (2 * kBlock) == 1) block.second |= std::uint32_t{1} << lane;
       }
     }
@@ -556,7 +597,7 @@ class Selection {
 
   std::array<Block, kPanelBlocks> blocks_;
 #else
-  void place(const std::array<std::size_t, kPanelBlocks * kBlock>& position, std::size_t) {
+  void place(const Filters& position, std::size_t) {
     std::copy_n(position.begin(), count_, position_.begin());
   }
 
@@ -569,9 +610,13 @@ class Selection {
     }
   }
 
-  std::array<std::size_t, kPanelBlocks * kBlock> position_;
+  Filters position_;
 #endif
   std::size_t count_;
+  bool joins_ = false;
+  // Of the slabs that complete each other: which of the panel's filters, and where they are stored.
+  std::size_t joined_ = 0;
+  Filters lane_, joined_position_;
 };
 
 // Where tiles lie and what they read. Pixels are numbered row-major over (batch, output).
@@ -794,7 +839,7 @@ class Ahead {
       row_ = 0;
       if (from < to && ++tap_ < range_.last_tap) continue;
       tap_ = range_.tap;
-      before_ += slab.used_rows;
+      if (!is_joined(*call_, slab_)) before_ += slab.used_rows;
       ++slab_;
     }
     return false;
@@ -1032,13 +1077,13 @@ class Unit {
           pack_rows(slab, tap, used, end - begin, to, range.rows());
         }
       }
-      first += slab.used_rows;
+      if (!is_joined(call_, s)) first += slab.used_rows;
     }
   }
 
   void select(const Slab& slab) {
     if (selected_ != nullptr && selected_->bits == slab.bits &&
-        selected_->filters == slab.filters) {
+        selected_->filters == slab.filters && selected_->outputs == slab.outputs) {
       return;
     }
     selected_ = &slab;

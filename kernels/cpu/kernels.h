@@ -31,7 +31,10 @@ struct Parallel {
 };
 
 // A rectangle of stored weights, (taps, rows, filters) floats. Bit j of `bits` says whether stored
-// filter j is used, bit r of `row_bits` whether stored row r is; null: all are.
+// filter j is used, bit r of `row_bits` whether stored row r is; null: all are. The used rows are
+// the next reduction channels, or where the slab `joins` those of the slab before it. The used
+// filters are those of the output of which `outputs` has the bit; null: all. Slabs that join make
+// the others of the same rows complete.
 struct Slab {
   const float* data;
   std::size_t rows;
@@ -39,6 +42,8 @@ struct Slab {
   const std::uint32_t* bits;
   const std::uint32_t* row_bits;
   std::size_t used_rows;
+  const std::uint32_t* outputs = nullptr;
+  bool joins = false;
 };
 
 struct Convolution {

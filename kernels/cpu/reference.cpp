@@ -113,11 +113,13 @@ std::vector<float> dense_weight(const Convolution& c) {
   std::size_t channel = 0;
   for (std::size_t s = 0; s < c.slab_count; ++s) {
     const Slab& slab = c.slabs[s];
+    if (slab.joins) channel -= slab.used_rows;
     for (std::size_t r = 0; r < slab.rows; ++r) {
       if (!is_used(slab.row_bits, r)) continue;
       std::size_t f = 0;
       for (std::size_t j = 0; j < slab.filters; ++j) {
         if (!is_used(slab.bits, j)) continue;
+        while (!is_used(slab.outputs, f)) ++f;
         for (std::size_t t = 0; t < taps; ++t) {
           at(f, channel, t) = slab.data[(t * slab.rows + r) * slab.filters + j];
         }

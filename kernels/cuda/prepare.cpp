@@ -34,10 +34,13 @@ std::vector<Entry> stored_entries(const cpu::Convolution& c) {
     }
     return entries;
   }
+  std::size_t channel = 0;
   for (std::size_t s = 0; s < c.slab_count; ++s) {
+    // Slabs that complete each other read the same channels: their rows add up.
+    if (c.slabs[s].joins) channel -= c.slabs[s].used_rows;
     for (std::size_t row = 0; row < c.slabs[s].rows; ++row) {
       if (!is_set(c.slabs[s].row_bits, row)) continue;
-      entries.push_back({position(c, 0, entries.size()),
+      entries.push_back({position(c, 0, channel++),
                          {static_cast<std::int32_t>(s), static_cast<std::int32_t>(row)}});
     }
   }
@@ -72,8 +75,8 @@ bool are_runs(const cpu::Convolution& c, std::size_t chunk) {
   return true;
 }
 
-// The offset of every filter of one slab and group, -1 behind the last one, and for each chunk how
-// far apart its rows are.
+// The offset of every filter of one slab and group, -1 behind the last one and where the slab has
+// not the filter, and for each chunk how far apart its rows are.
 struct Columns {
   std::vector<std::int32_t> offsets, strides;
 };
@@ -81,7 +84,9 @@ struct Columns {
 Columns slab_columns(const cpu::Slab& slab, std::size_t padded, std::size_t chunk) {
   Columns columns;
   for (std::size_t j = 0; j < slab.filters; ++j) {
-    if (is_set(slab.bits, j)) columns.offsets.push_back(static_cast<std::int32_t>(j));
+    if (!is_set(slab.bits, j)) continue;
+    while (!is_set(slab.outputs, columns.offsets.size())) columns.offsets.push_back(-1);
+    columns.offsets.push_back(static_cast<std::int32_t>(j));
   }
   columns.offsets.resize(padded, -1);
   columns.strides.assign(padded / chunk, static_cast<std::int32_t>(slab.filters));
@@ -190,6 +195,7 @@ ConvolutionTables prepare(const cpu::Convolution& c, Type type, const void* cons
   tables.w_runs = true;
   for (std::size_t s = 0; s < (c.packed != nullptr ? 1 : c.slab_count); ++s) {
     slabs.push_back({weights[s], c.packed != nullptr ? c.reduction : c.slabs[s].rows});
+    if (c.packed == nullptr && c.slabs[s].outputs != nullptr) tables.w_runs = false;
     if (reinterpret_cast<std::uintptr_t>(weights[s]) % 16 != 0) tables.w_runs = false;
     for (std::size_t g = 0; g < c.groups; ++g) {
       const Columns own = c.packed != nullptr ? packed_columns(c, g, padded, chunk)

@@ -188,10 +188,10 @@ std::vector<float> noise(std::size_t count, unsigned seed) {
   return values;
 }
 
-// What all domains share: a 3x3 convolution of 12 stored filters in two slabs.
+// What all domains share: a 3x3 convolution of up to 12 stored filters in three slabs.
 struct SharedWeights {
-  std::size_t first, second;
-  std::vector<float> a = noise(9 * 5 * 12, 1), b = noise(9 * 2 * 12, 2);
+  std::size_t first, second, third;
+  std::vector<float> a = noise(9 * 5 * 12, 1), b = noise(9 * 2 * 5, 2), c = noise(9 * 3 * 3, 10);
 };
 
 // Words stay in rows.
@@ -217,9 +217,13 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t four = plan.integers({0x17}, {1});  // of five rows
   const std::uint32_t y = plan.arena({1, 8, 8, filters});
   const std::uint32_t y2 = plan.arena({1, 8, 8, filters});
+  // Four rows of one slab; two of another, and for the filters that it lacks of a third.
   plan.add(1, "convolution", {x, y, scale, shift, kNone, index, 1, 0, 0, y2, scale, shift, 0, 0,
-           0, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 2, shared_weight(shared.first, {9,
-           5, 12}), bits, four, shared_weight(shared.second, {9, 2, 12}), bits, kNone, kNone});
+           0, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 3,
+           shared_weight(shared.first, {9, 5, 12}), bits, four, kNone,
+           shared_weight(shared.second, {9, 2, 5}), kNone, kNone, plan.integers({0x1F}, {1}),
+           shared_weight(shared.third, {9, 3, 3}), kNone, plan.integers({0x5}, {1}),
+           plan.integers({0xE0}, {1}), kNone});
   const std::uint32_t depth = plan.arena({1, 4, 4, filters});
   plan.add(2, "depthwise", {y2, depth, kNone, shift, kNone, 7, 0, 0, plan.data(noise(9 * filters,
            6), {9, filters}), 2, 1, 3, 3, 1, 2, 2, 1, 1, 1, 0, 1, 1});
@@ -242,7 +246,7 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t head = plan.data(noise(filters * 16, 8 + domain), {1, 1, 1, filters, 16});
   const std::uint32_t logits = plan.arena({1, classes});
   plan.add(1, "head", {mean, logits, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0,
-           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone, kNone, kNone});
+           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone, kNone, kNone, kNone});
   plan.add(9, "softmax", {logits, logits, 0, 1, classes, 1});
   plan.add(11, "matmul", {logits, plan.data(noise(classes * classes, 9), {classes, classes}),
            scores});
@@ -272,6 +276,7 @@ BundleWriter small_bundle() {
   SharedWeights shared;
   shared.first = bundle.weights.add(shared.a);
   shared.second = bundle.weights.add(shared.b);
+  shared.third = bundle.weights.add(shared.c);
   for (std::uint32_t domain = 0; domain < 3; ++domain) {
     PlanWriter plan(bundle.weights);
     plan.flags = 1;

@@ -81,6 +81,8 @@ const WindowCase kBeyond{{1, 3, 3}, {1, 6, 5}, {1, 2, 2}, {1, 1, 1}, {1, 1, 1}, 
 struct StoredSlab {
   std::size_t rows, filters;
   std::size_t used_rows = 0;  // 0: all, without a bit set
+  std::size_t outputs = 0;    // filters that it has of the output, drawn; 0: all
+  bool joins = false;         // has the others, in the rows of the slab before
 };
 
 struct ConvolutionCase {
@@ -140,13 +142,31 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
       return bits.back().data();
     };
     cpu::Slab slab{data.back().data(), stored.rows, stored.filters, nullptr, nullptr, stored.rows};
-    if (stored.filters != c.filters) slab.bits = bit_set(stored.filters, c.filters);
+    std::size_t used = c.filters;
+    if (stored.outputs != 0) {
+      used = stored.outputs;
+      slab.outputs = bit_set(c.filters, used);
+    } else if (stored.joins) {
+      std::vector<std::uint32_t> others(slabs.back().outputs,
+                                        slabs.back().outputs + (c.filters + 31) / 32);
+      for (std::size_t f = 0; f < 32 * others.size(); ++f) {
+        if (f < c.filters) others[f / 32] ^= 1U << (f % 32);
+      }
+      bits.push_back(others);
+      slab.outputs = bits.back().data();
+      slab.joins = true;
+      used = 0;
+      for (std::uint32_t word : others) {
+        for (; word != 0; word &= word - 1) ++used;
+      }
+    }
+    if (stored.filters != used) slab.bits = bit_set(stored.filters, used);
     if (stored.used_rows != 0) {
       slab.row_bits = bit_set(stored.rows, stored.used_rows);
       slab.used_rows = stored.used_rows;
     }
     slabs.push_back(slab);
-    call.reduction += slab.used_rows;
+    if (!slab.joins) call.reduction += slab.used_rows;
   }
   if (slabs.empty()) {
     const std::size_t per_group = c.filters / c.groups;
@@ -216,6 +236,8 @@ void add_convolutions(std::vector<KernelCase>& cases) {
     add(name + "_slabs", c);
     c.slabs = {{70, 40, 33}, {5, 19, 1}, {32, 19, 32}, {3, 40}, {40, 48, 9}};
     add(name + "_rows", c);
+    c.slabs = {{9, 12, 4, 11}, {4, 16, 0, 0, true}, {3, 19}, {40, 5, 9, 5}, {9, 14, 0, 0, true}};
+    add(name + "_joined", c);
     c.slabs = {};
     c.reduction = 7;
     add(name + "_packed", c);
@@ -287,6 +309,8 @@ void add_convolutions(std::vector<KernelCase>& cases) {
   add("deep", c);
   c.slabs = {{700, 96, 300}, {1, 75}, {260, 75, 200}};
   add("deep_rows", c);
+  c.slabs = {{700, 96, 300, 60}, {301, 15, 300, 0, true}, {260, 75, 200}};
+  add("deep_joined", c);
   // More panels than a unit takes, several passes, and an epilogue that stays in registers.
   c.window = {{1, 7, 7}, {1, 7, 7}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
   c.slabs = {{300, 2200}, {20, 2100}};
@@ -296,6 +320,8 @@ void add_convolutions(std::vector<KernelCase>& cases) {
   add("deep_and_wide", c);
   c.slabs = {{900, 2200, 300}, {21, 2100, 20}};
   add("deep_and_wide_rows", c);
+  c.slabs = {{900, 2200, 300, 1990}, {300, 110, 0, 0, true}, {21, 2100, 20}};
+  add("deep_and_wide_joined", c);
   c.residual = c.second = false;
   c.window = {{1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}};
   c.slabs = {{3000, 211}};

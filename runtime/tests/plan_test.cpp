@@ -35,9 +35,23 @@ struct Broken {
   // clang-format off
   Words convolution() const {
     return {x, y, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0, 0, 0,
-            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, slab, bits, kNone, kNone};
+            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, slab, bits, kNone, kNone, kNone};
   }
   // clang-format on
+  // The convolution of several readings of the slab: stored filters, the output's, and rows.
+  void join(const std::vector<std::vector<std::int32_t>>& readings) {
+    Words words = convolution();
+    words.resize(31);
+    words.push_back(static_cast<std::uint32_t>(readings.size()));
+    for (const auto& sets : readings) {
+      words.push_back(slab);
+      words.push_back(plan.integers({sets[0]}, {1}));
+      words.push_back(sets.size() > 2 ? plan.integers({sets[2]}, {1}) : kNone);
+      words.push_back(sets[1] != 0 ? plan.integers({sets[1]}, {1}) : kNone);
+    }
+    words.push_back(kNone);
+    plan.add(1, "convolution", words);
+  }
   // The convolution with some of its words replaced.
   void convolve(std::initializer_list<std::pair<std::size_t, std::uint32_t>> replaced) {
     Words words = convolution();
@@ -175,15 +189,15 @@ const Refusal kRefusals[] = {
      [](Broken& b) {
        b.convolve({{31, 0}});
      }},
-    {"a slab's used filters are not the output's",
+    {"a slab's used filters are not those of the output",
      [](Broken& b) {
        b.convolve({{33, kNone}});
      }},
-    {"a slab's used filters are not the output's",
+    {"a slab's used filters are not those of the output",
      [](Broken& b) {
        b.convolve({{33, b.plan.integers({0x7F}, {1})}});
      }},
-    {"goes past its filters",
+    {"goes past its end",
      [](Broken& b) {
        b.convolve({{33, b.plan.integers({0x1FE0}, {1})}});
      }},
@@ -195,7 +209,7 @@ const Refusal kRefusals[] = {
      [](Broken& b) {
        b.convolve({{34, b.plan.integers({0}, {1})}});
      }},
-    {"goes past its filters or rows",
+    {"goes past its end",
      [](Broken& b) {
        b.convolve({{34, b.plan.integers({0x100}, {1})}});
      }},
@@ -218,6 +232,30 @@ const Refusal kRefusals[] = {
     {"a packed convolution has a bit set",
      [](Broken& b) {
        b.convolve({{30, 1}, {32, b.packed}, {33, kNone}, {34, b.bits}});
+     }},
+    {"a packed convolution has a bit set",
+     [](Broken& b) {
+       b.convolve({{30, 1}, {32, b.packed}, {33, kNone}, {35, b.bits}});
+     }},
+    {"a slab's used filters are not those of the output",
+     [](Broken& b) {
+       b.convolve({{35, b.plan.integers({0x7F}, {1})}});
+     }},
+    {"a slab lacks filters that no other one has",
+     [](Broken& b) {
+       b.join({{0x0F, 0x0F}});
+     }},
+    {"a slab lacks filters that no other one has",
+     [](Broken& b) {
+       b.join({{0x0F, 0x0F}, {0xFF, 0}});
+     }},
+    {"slabs that complete each other overlap",
+     [](Broken& b) {
+       b.join({{0x0F, 0x0F}, {0x0F, 0x1E}});
+     }},
+    {"slabs that complete each other have other rows",
+     [](Broken& b) {
+       b.join({{0x0F, 0x0F}, {0x0F, 0xF0, 0x7F}});
      }},
     {"a packed convolution has one weight",
      [](Broken& b) {
@@ -266,11 +304,11 @@ const Refusal kRefusals[] = {
      }},
     {"an index is outside of its axis",
      [](Broken& b) {
-       b.convolve({{4, b.plan.arena({16, 7})}, {35, b.index}});
+       b.convolve({{4, b.plan.arena({16, 7})}, {36, b.index}});
      }},
     {"and there is none",
      [](Broken& b) {
-       b.convolve({{35, b.index}});
+       b.convolve({{36, b.index}});
      }},
 
     {"a pool changes the channels",

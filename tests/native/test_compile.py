@@ -73,7 +73,7 @@ def test_domains_name_the_same_weights(tmp_path: Path) -> None:
     for name in tiny_checkpoints.DOMAINS:
         plan = read_plan(tmp_path / "out" / "native" / f"{name}.plan")
         products = [o for o in plan.operators if isinstance(o, Convolution)]
-        found.append([{plan.tensors[w].offset for w, _, _ in o.weights} for o in products])
+        found.append([{plan.tensors[w].offset for w, *_ in o.weights} for o in products])
     first, second = found
     assert first[1] & second[1], "the masked convolution shares slabs"
     assert not first[2] & second[2], "heads are the domains' own"

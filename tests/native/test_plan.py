@@ -30,7 +30,7 @@ EVERY = (
         residual_index=6,
         activation=op.Activation(op.Function.CLIP, -0.5, 6.0), kernel=(1, 3, 5), stride=(1, 2, 1),
         dilation=(1, 1, 2), pad=(0, 1, 4), transposed=1, groups=1, form=0,
-        weights=((5, 6, None), (7, None, 3)),
+        weights=((5, 6, None, None), (7, None, 3, 8)),
     ),
     op.Depthwise(x=0, y=1, weight=5, spatial=1, kernel=(1, 1, 3)),
     op.Pool(x=0, y=1, kind=op.PoolKind.MEAN_WHOLE, spatial=3, kernel=(2, 2, 2)),
@@ -90,7 +90,7 @@ def test_the_words_of_a_convolution_are_those_of_the_specification() -> None:
     none = 0xFFFFFFFF
     assert EVERY[0].words() == [
         0, 1, 2, none, 1, 3, 2, half, six, 4, none, 2, 0, 0, 0, 2,
-        1, 3, 5, 1, 2, 1, 1, 1, 2, 0, 1, 4, 1, 1, 0, 2, 5, 6, none, 7, none, 3, 6,
+        1, 3, 5, 1, 2, 1, 1, 1, 2, 0, 1, 4, 1, 1, 0, 2, 5, 6, none, none, 7, none, 3, 8, 6,
     ]  # fmt: skip
 
 
@@ -153,6 +153,6 @@ def test_the_index_names_domains_in_order() -> None:
 
 def test_tensors_can_be_renumbered() -> None:
     changed = EVERY[0].renumbered(lambda tensor: tensor + 10)
-    assert changed.reads() == [10, 12, 11, 13, 12, 15, 16, 17, 13, 16]
+    assert changed.reads() == [10, 12, 11, 13, 12, 15, 16, 17, 13, 18, 16]
     assert changed.writes() == [11, 14]
     assert dataclasses.replace(changed, weights=()).reads() == [10, 12, 11, 13, 12, 16]

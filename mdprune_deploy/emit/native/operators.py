@@ -130,7 +130,9 @@ Count = Annotated[int, Kind.COUNT]
 Real = Annotated[float, Kind.REAL]
 Act = Annotated[Activation, Kind.ACTIVATION]
 Axes = Annotated[Triple, Kind.TRIPLE]
-Weights = Annotated[tuple[tuple[int, int | None, int | None], ...], Kind.WEIGHTS]
+Slab = tuple[int, int | None, int | None, int | None]
+"""A stored weight, and bit sets of its filters and rows and of the output's filters."""
+Weights = Annotated[tuple[Slab, ...], Kind.WEIGHTS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,7 @@ class Operator:
             if kind is Kind.READ and value is not None:
                 found.append(value)
             elif kind is Kind.WEIGHTS:
-                found.extend(t for triple in value for t in triple if t is not None)
+                found.extend(t for slab in value for t in slab if t is not None)
         return found
 
     def writes(self) -> list[int]:
@@ -497,7 +499,7 @@ def _encode(kind: Kind, value: Any) -> list[int]:
         case Kind.TRIPLE:
             return [int(number) for number in value]
         case Kind.WEIGHTS:
-            return [len(value), *(NONE if t is None else t for triple in value for t in triple)]
+            return [len(value), *(NONE if t is None else t for slab in value for t in slab)]
 
 
 def _decode(kind: Kind, of: Any, cursor: _Cursor) -> Any:
@@ -515,8 +517,8 @@ def _decode(kind: Kind, of: Any, cursor: _Cursor) -> Any:
         case Kind.TRIPLE:
             return tuple(cursor.take(3))
         case Kind.WEIGHTS:
-            triples = [cursor.take(3) for _ in range(cursor.take(1)[0])]
-            return tuple(tuple(None if t == NONE else t for t in triple) for triple in triples)
+            slabs = [cursor.take(4) for _ in range(cursor.take(1)[0])]
+            return tuple(tuple(None if t == NONE else t for t in slab) for slab in slabs)
 
 
 def _bits(value: float) -> int:

@@ -55,9 +55,10 @@ def _weight(low: Lowering, node: ir.Node, weight: Array, groups: int) -> dict[st
     """Returns a canonical weight's operand: a part of a shared one if it is, else packed."""
     stored = node.meta.get("stored")
     if not isinstance(stored, StoredWeight) or low.share is None:
-        return {"weights": ((low.draft.constant(packed(weight, groups), weight=True), None, None),)}
+        constant = low.draft.constant(packed(weight, groups), weight=True)
+        return {"weights": ((constant, None, None, None),)}
     number = node.meta["part"] = low.share(stored, weight)
-    found: dict[str, Any] = {"weights": ((low.draft.part(number), None, None),)}
+    found: dict[str, Any] = {"weights": ((low.draft.part(number), None, None, None),)}
     if not stored.live.all():  # the other filters are constants, whatever their weights
         found["scale"] = low.draft.constant(stored.live.astype(np.float64))
     return found

@@ -6,8 +6,8 @@ are known, the parts of one stored weight are laid out together: slabs that hold
 is used, and per product the slabs, bit sets and channel order that make its part, or a copy of its
 own, packed as it is read. `layout.choose` says which.
 
-A domain that is added to a bundle finds slabs there. It takes the rows that it reads of those whose
-filters hold its own, and has one slab of its own for the channels that they lack.
+A domain that is added to a bundle finds slabs there. It takes the rows and filters that it reads,
+and has slabs of its own for what they lack. `layout.extend` says which.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import numpy as np
 from ...errors import BundleError, CheckpointError
 from ...evaluate import Array
 from ...layout.choose import ALIGNMENT, Choice, Reader, SharedWeight, choose
-from ...layout.union import FLOAT, Selection, Slab, Union
+from ...layout.extend import Taking, take
+from ...layout.union import FLOAT, Bits, Selection, Slab, Union
 from ...passes.bind import WeightUse
-from ...passes.elements import Indices, Needed
+from ...passes.elements import Indices
 from ...passes.stored import StoredWeight
 from ...report import WeightLayout
 from .files import WeightFiles
@@ -32,8 +33,26 @@ from .product import packed
 from .record import Location, Record, StoredEntry, StoredReader, StoredSlab
 
 Key = tuple[str, str, bytes, bytes]
-Piece = tuple[Location, tuple[int, ...], Array | None, Array | None]
-"""Where a slab lies, its shape, and which filters and which rows are used (None for all)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a product takes of one slab.
+
+    Attributes:
+        place: Where the slab lies.
+        shape: Its shape.
+        bits: Per stored filter whether it is used, None where all are.
+        rows: Per row whether it is used, None where all are.
+        outputs: Per filter of the product whether it is among the used ones, None where all are.
+            Pieces that complete each other in the same rows follow each other.
+    """
+
+    place: Location
+    shape: tuple[int, ...]
+    bits: Bits | None = None
+    rows: Bits | None = None
+    outputs: Bits | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +218,7 @@ class SharedWeights:
         order = np.concatenate([part.positions, part.own_positions])
         rising = np.argsort(order)
         array = packed(columns[:, rising], 1)
-        return Placed(1, ((self.files.add(array, domain), array.shape, None, None),), order[rising])
+        return Placed(1, (Piece(self.files.add(array, domain), array.shape),), order[rising])
 
     def _slabs(
         self, key: Key, layout: Union[Reader], stored: list[StoredSlab]
@@ -214,7 +233,7 @@ class SharedWeights:
             for reading in readings.readings:
                 array = arrays[reading.slab]
                 place = places[reading.slab] = self.files.add(array, domain)
-                weights.append((place, array.shape, reading.bits, reading.rows))
+                weights.append(Piece(place, array.shape, reading.bits, reading.rows))
             assert np.array_equal(readings.filters, part.filters) or not weights
             found[number] = self._with_own(domain, part, weights, readings.channels)
         stored.extend(
@@ -230,7 +249,7 @@ class SharedWeights:
         order = place[channels]
         if part.own is not None:
             own = part.own.reshape(*part.own.shape[:2], -1).transpose(2, 1, 0)
-            weights = [*weights, (self.files.add(own, domain), own.shape, None, None)]
+            weights = [*weights, Piece(self.files.add(own, domain), own.shape)]
             order = np.concatenate([order, part.own_positions])
         return Placed(0, tuple(weights), order)
 
@@ -256,32 +275,35 @@ class SharedWeights:
 
     def _extend(self, key: Key, entry: StoredEntry) -> dict[int, Placed]:
         """Takes what is there of a weight, and stores what it lacks."""
-        weight = self._weights[key]
         found: dict[int, Placed] = {}
         slabs, readers = list(entry.slabs), list(entry.readers)
+        weight = self._weights[key]
         for (domain, number), part in self._parts[key].items():
-            missing = np.zeros(weight.shape[1], dtype=np.bool_)
-            missing[part.channels] = True
+            takings, missing = take(
+                [Slab(slab.channels, slab.filters) for slab in slabs],
+                Selection(part.filters, part.channels),
+                _taps(weight.shape),
+            )
             weights: list[Piece] = []
             channels: list[Indices] = []
-            for slab in slabs:
-                taken = self._usable(slab, weight, part, missing)
-                if taken is not None:
-                    piece, rows = taken
-                    weights.append(piece)
-                    channels.append(rows)
-                    missing[rows] = False
+            for taking in takings:
+                slab = slabs[taking.slab]
+                weights.append(self._taken(slab, weight, taking))
+                channels.append(slab.channels[taking.rows])
+                if not taking.outputs.all():
+                    rest = Slab(channels[-1], part.filters[~taking.outputs])
+                    slabs.append(self._rest(rest, weight, domain))
+                    shape = (_taps(weight.shape), len(rest.channels), len(rest.filters))
+                    weights.append(Piece(slabs[-1].place, shape, outputs=~taking.outputs))
             private = not weights
             if private:
                 found[number] = self._packed(domain, weight, part)
             else:
-                if missing.any():
-                    rest = Slab(np.flatnonzero(missing), part.filters)
-                    array = rest.take(weight)
-                    place = self.files.add(array, domain)
-                    weights.append((place, array.shape, None, None))
-                    channels.append(rest.channels)
-                    slabs.append(StoredSlab(place, rest.channels, rest.filters))
+                if len(missing):
+                    slabs.append(self._rest(Slab(missing, part.filters), weight, domain))
+                    shape = (_taps(weight.shape), len(missing), len(part.filters))
+                    weights.append(Piece(slabs[-1].place, shape))
+                    channels.append(missing)
                 found[number] = self._with_own(domain, part, weights, np.concatenate(channels))
             readers.append(_stored_reader(domain, part, private))
         self.entries[self.entries.index(entry)] = dataclasses.replace(
@@ -289,24 +311,20 @@ class SharedWeights:
         )
         return found
 
-    def _usable(
-        self, slab: StoredSlab, weight: Array, part: Part, missing: Needed
-    ) -> tuple[Piece, Indices] | None:
-        """Returns what a part can take of a stored slab, and its channels; None for nothing."""
-        bits = np.isin(slab.filters, part.filters)
-        rows = missing[slab.channels]
-        if not np.array_equal(slab.filters[bits], part.filters) or not rows.any():
-            return None
-        stored = Slab(slab.channels, slab.filters).take(weight)
-        if self.files.read(slab.place, stored.nbytes) != stored.astype("<f4").tobytes():
-            raise BundleError(f"{slab.place.file}: a stored weight is not what the record says")
-        piece = (
-            slab.place,
-            stored.shape,
-            None if bits.all() else bits,
-            None if rows.all() else rows,
+    def _taken(self, stored: StoredSlab, weight: Array, taking: Taking) -> Piece:
+        """Returns what is taken of a slab that is there, once its bytes are what they should be."""
+        array = Slab(stored.channels, stored.filters).take(weight)
+        if self.files.read(stored.place, array.nbytes) != array.astype("<f4").tobytes():
+            raise BundleError(f"{stored.place.file}: a stored weight is not what the record says")
+        sets = (
+            None if members.all() else members
+            for members in (taking.bits, taking.rows, taking.outputs)
         )
-        return piece, slab.channels[rows]
+        return Piece(stored.place, array.shape, *sets)
+
+    def _rest(self, slab: Slab, weight: Array, domain: str) -> StoredSlab:
+        """Stores what no slab has."""
+        return StoredSlab(self.files.add(slab.take(weight), domain), slab.channels, slab.filters)
 
 
 def _stored_reader(domain: str, part: Part, private: bool) -> StoredReader:

@@ -239,11 +239,14 @@ class _Pending:
             indices = place.order if chosen is None else chosen[place.order]
             whole = np.array_equal(indices, np.arange(channels))
             weights = []
-            for location, shape, *used in place.weights:
-                weight = draft.weight_tensor(shape)
-                self.places[weight] = location
-                bits, rows = (None if s is None else draft.index(_bit_set(s)) for s in used)
-                weights.append((weight, bits, rows))
+            for piece in place.weights:
+                weight = draft.weight_tensor(piece.shape)
+                self.places[weight] = piece.place
+                bits, rows, outputs = (
+                    None if members is None else draft.index(_bit_set(members))
+                    for members in (piece.bits, piece.rows, piece.outputs)
+                )
+                weights.append((weight, bits, rows, outputs))
             draft.operators[at] = dataclasses.replace(
                 operator,
                 form=place.form,

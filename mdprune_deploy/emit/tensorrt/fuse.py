@@ -57,8 +57,15 @@ def replace(
     convolution = GatherConv(
         files=tuple(files),
         slabs=tuple(
-            Slab(names.index(place.file), place.offset, shape[1], shape[2], bits, row_bits)
-            for place, shape, bits, row_bits in placed.weights
+            Slab(
+                names.index(piece.place.file),
+                piece.place.offset,
+                piece.shape[1],
+                piece.shape[2],
+                piece.bits,
+                piece.rows,
+            )
+            for piece in placed.weights
         ),
         channels=shapes[str(source.name)][1],
         index=placed.order if selected is None else selected[placed.order],

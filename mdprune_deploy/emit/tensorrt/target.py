@@ -140,7 +140,7 @@ class TensorrtTarget:
         found = {}
         for domain, pending in self._pending.items():
             parts = [placed[node.meta["part"]] for node in chosen[domain]]
-            names = sorted({place.file for part in parts for place, *_ in part.weights})
+            names = sorted({piece.place.file for part in parts for piece in part.weights})
             if parts:
                 own = [files[name] for name in names]
                 for node, part in zip(chosen[domain], parts, strict=True):
@@ -160,9 +160,10 @@ class TensorrtTarget:
         """Returns the files that parts lie in, with the span that all of them together take."""
         spans: dict[str, tuple[int, int]] = {}
         for part in parts:
-            for place, shape, *_ in part.weights:
+            for piece in part.weights:
+                place = piece.place
                 begin, end = spans.get(place.file, (place.offset, 0))
-                last = place.offset + FLOAT * math.prod(shape)
+                last = place.offset + FLOAT * math.prod(piece.shape)
                 spans[place.file] = min(begin, place.offset), max(end, last)
         return {
             name: WeightName(_sha256(self._root / NATIVE / name), begin, end, name)

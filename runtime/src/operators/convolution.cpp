@@ -16,16 +16,15 @@ std::size_t count_bits(const std::uint32_t* words, std::size_t count) {
   return bits;
 }
 
-// Reads a bit set with one bit per stored filter or row; null where all are used, then `used` is
-// how many there are.
-const std::uint32_t* read_bits(Words& words, std::size_t stored, std::size_t& used) {
-  used = stored;
+// Reads a bit set with one bit for each of `count`; null where all are used. `used` is how many.
+const std::uint32_t* read_bits(Words& words, std::size_t count, std::size_t& used) {
+  used = count;
   const Tensor* tensor = words.optional_integers();
   if (tensor == nullptr) return nullptr;
   const auto* bits = reinterpret_cast<const std::uint32_t*>(tensor->constant);
-  require(tensor->elements == (stored + 31) / 32, "a slab's bit set has the wrong length");
-  require(stored % 32 == 0 || bits[tensor->elements - 1] >> (stored % 32) == 0,
-          "a slab's bit set goes past its filters or rows");
+  require(tensor->elements == (count + 31) / 32, "a slab's bit set has the wrong length");
+  require(count % 32 == 0 || bits[tensor->elements - 1] >> (count % 32) == 0,
+          "a slab's bit set goes past its end");
   used = count_bits(bits, tensor->elements);
   return bits;
 }
@@ -37,13 +36,46 @@ cpu::Slab read_slab(Words& words, std::size_t taps, std::size_t filters) {
   slab.data = reinterpret_cast<const float*>(weight.constant);
   slab.rows = weight.sizes[1];
   slab.filters = weight.sizes[2];
-  std::size_t used = 0;
+  std::size_t used = 0, outputs = 0;
   slab.bits = read_bits(words, slab.filters, used);
-  require(used == filters, "a slab's used filters are not the output's");
   slab.row_bits = read_bits(words, slab.rows, slab.used_rows);
+  slab.outputs = read_bits(words, filters, outputs);
+  require(used == outputs, "a slab's used filters are not those of the output");
   require(slab.used_rows > 0, "no row of a slab is used");
   return slab;
 }
+
+// Tells slabs that complete each other from those that begin new rows.
+class Completion {
+ public:
+  explicit Completion(std::size_t filters) : filters_(filters) {}
+
+  // Takes the next slab, and sets whether it joins the one before.
+  void take(cpu::Slab& slab) {
+    if (slab.outputs == nullptr) {
+      require(whole(), kIncomplete);
+      return;
+    }
+    slab.joins = !whole();
+    if (!slab.joins) {
+      seen_.assign((filters_ + 31) / 32, 0);
+      rows_ = slab.used_rows;
+    }
+    require(slab.used_rows == rows_, "slabs that complete each other have other rows");
+    for (std::size_t i = 0; i < seen_.size(); ++i) {
+      require((seen_[i] & slab.outputs[i]) == 0, "slabs that complete each other overlap");
+      seen_[i] |= slab.outputs[i];
+    }
+  }
+  void finish() const { require(whole(), kIncomplete); }
+
+ private:
+  static constexpr const char* kIncomplete = "a slab lacks filters that no other one has";
+  bool whole() const { return seen_.empty() || count_bits(seen_.data(), seen_.size()) == filters_; }
+
+  std::size_t filters_, rows_ = 0;
+  std::vector<std::uint32_t> seen_;
+};
 
 void read_weights(Words& words, Convolution& made, std::size_t taps) {
   cpu::Convolution& c = made.constant;
@@ -53,8 +85,9 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
   if (packed) {
     require(count == 1, "a packed convolution has one weight");
     const Tensor& weight = words.constant();
-    require(words.optional_integers() == nullptr && words.optional_integers() == nullptr,
-            "a packed convolution has a bit set");
+    for (int set = 0; set < 3; ++set) {
+      require(words.optional_integers() == nullptr, "a packed convolution has a bit set");
+    }
     const std::size_t blocks = (c.filters / c.groups + 15) / 16;
     require(weight.rank == 5 && weight.sizes[0] == c.groups && weight.sizes[1] == blocks &&
                 weight.sizes[2] == taps && weight.sizes[4] == 16,
@@ -65,10 +98,14 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
   }
   require(c.groups == 1, "a convolution of slabs has groups");
   require(count >= 1, "a convolution has no weight");
+  Completion completion(c.filters);
   for (std::uint32_t k = 0; k < count; ++k) {
-    made.slabs.push_back(read_slab(words, taps, c.filters));
-    c.reduction += made.slabs.back().used_rows;
+    cpu::Slab slab = read_slab(words, taps, c.filters);
+    completion.take(slab);
+    if (!slab.joins) c.reduction += slab.used_rows;
+    made.slabs.push_back(slab);
   }
+  completion.finish();
   c.slabs = made.slabs.data();
   c.slab_count = made.slabs.size();
 }
