@@ -8,6 +8,8 @@
 # make kernels      CUDA kernels for every GPU, with a table of their registers and spills (nvcc 13)
 # make kernels-legacy  the same for Jetson Nano, TX2 and Xavier, which nvcc 13 has dropped: cubins
 # make test-tensorrt    the TensorRT plug-in without a GPU; wants TENSORRT_INCLUDE_DIR and TENSORRT_LIBRARY
+# make test-gpu     on a machine with an NVIDIA GPU: kernels and whole bundles on it, compute-sanitizer
+# make bench-gpu    on such a machine: its figures into benchmarks/results/cuda.json
 # make bench  the figures of the README (long); needs an idle machine
 # make random-graphs  the property tests on 3,000 random networks (minutes)
 # make nightly        all of the above
@@ -35,7 +37,7 @@ comma := ,
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-cpp test-native test-threads test-arm test-tensorrt kernels kernels-legacy lint bench random-graphs nightly
+.PHONY: setup demo test test-cpp test-native test-threads test-arm test-tensorrt kernels kernels-legacy gpu test-gpu bench-gpu lint bench random-graphs nightly
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(NATIVE)
@@ -108,6 +110,37 @@ else
 		-DMDPRUNE_TENSORRT_EMULATED=ON,mdprune_tensorrt tensorrt_plugin_test run_node,-R tensorrt_plugin)
 	@MDPRUNE_TENSORRT_BUILD=$(CURDIR)/build/tensorrt $(PYTHON) -m pytest tests/test_tensorrt_plugin.py
 endif
+
+# The library of the GPU of this machine, and its tests.
+GPU_LIBRARIES := MDPRUNE_LIBRARY=$(CURDIR)/build/gpu/libmdprune.so \
+	MDPRUNE_CUDA_LIBRARY=$(CURDIR)/build/gpu/libmdprune_cuda.so
+GPU_TESTS := cuda_operators_device_test cuda_products_device_test cuda_device_test
+
+gpu:
+	@ls /dev/nvidia[0-9]* /dev/nvhost-gpu 2> /dev/null | grep -q . || \
+		{ echo "this machine has no NVIDIA GPU (/dev/nvidia0 or /dev/nvhost-gpu)" >&2; exit 1; }
+
+# $(call build_gpu,TARGETS)
+define build_gpu
+	@mkdir -p build
+	@.venv/bin/cmake -S runtime -B build/gpu -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/.venv/bin/ninja \
+		-DMDPRUNE_TESTS=ON -DMDPRUNE_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native --log-level=ERROR \
+		> build/gpu.log 2>&1 || { cat build/gpu.log; exit 1; }
+	@.venv/bin/ninja -C build/gpu -j$(JOBS) --quiet mdprune mdprune_cuda $(1)
+endef
+
+# compute-sanitizer is part of the CUDA toolkit.
+test-gpu: gpu setup
+	$(call build_gpu,$(GPU_TESTS))
+	@for test in $(GPU_TESTS); do build/gpu/tests/$$test --gtest_brief=1 || exit 1; done
+	@$(GPU_LIBRARIES) $(PYTHON) -m pytest tests/native/test_cuda_engine.py
+	@for tool in memcheck racecheck; do for test in $(GPU_TESTS); do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 build/gpu/tests/$$test --gtest_brief=1 || exit 1; \
+	done; done
+
+bench-gpu: gpu setup
+	$(call build_gpu,cuda_convolution_bench)
+	@$(GPU_LIBRARIES) $(PYTHON) -m benchmarks.cuda
 
 lint: setup
 	@$(PYTHON) -m ruff format --check --quiet .

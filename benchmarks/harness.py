@@ -258,10 +258,16 @@ def text_of(value: object) -> str:
     return str(value)
 
 
-def save(script: str, settings: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> Path:
-    """Writes `results/SCRIPT.json`: the environment, the settings and the rows."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{script}.json"
+def save(
+    script: str,
+    settings: Mapping[str, object],
+    rows: Sequence[Mapping[str, object]],
+    folder: Path | None = None,
+) -> Path:
+    """Writes SCRIPT.json into `results/` or a folder: the environment, the settings, the rows."""
+    folder = folder or RESULTS
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{script}.json"
     content = {"environment": environment(), "settings": dict(settings), "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path

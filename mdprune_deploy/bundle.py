@@ -213,7 +213,11 @@ def _foreign(directory: Path) -> str | None:
     """Says what in a directory is not of a bundle, or None if all of it may be removed."""
     if not directory.is_dir():
         return "it is not a directory"
-    present = {path.relative_to(directory).as_posix() for path in _files(directory)}
+    present = {
+        path.relative_to(directory).as_posix()
+        for path in _files(directory)
+        if not _is_tilings(path, directory)
+    }
     if not present:
         return None
     try:
@@ -226,6 +230,11 @@ def _foreign(directory: Path) -> str | None:
         return f"it has no {manifests.NAME} of an mdprune bundle"
     extra = min(present - listed, default=None)
     return None if extra is None else f"it holds {extra!r}, which is not part of the bundle"
+
+
+def _is_tilings(path: Path, directory: Path) -> bool:
+    """Says whether the native runtime may have written a file: what it measured on a GPU."""
+    return path.parent == directory / "native" and path.suffix == ".tilings"
 
 
 def _files(directory: Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from .bundle import Bundle, read_bundle
 from .checkpoint import Checkpoint, load_checkpoint
 from .emit.external import write_model
 from .emit.mapped import write_mapped
-from .emit.tensorrt.verify import model_error, tolerance
+from .emit.tensorrt.verify import in_half, model_error, tolerance
+from .engines.cuda import CudaEngine
 from .engines.native import NativeEngine
 from .engines.ort import OnnxRuntimeEngine, Variant
 from .errors import BackendUnavailableError, BundleError, VerificationError
@@ -45,6 +47,7 @@ from .report import LayerFigures
 from .verify import (
     ARTIFACT_TOLERANCE,
     GRAPH_TOLERANCE,
+    HALF_TOLERANCE,
     Case,
     Error,
     can_batch,
@@ -83,6 +86,7 @@ def verify_bundle(
     bundle_dir: str | os.PathLike[str],
     checkpoint_or_path: Checkpoint | str | os.PathLike[str],
     *,
+    device: str = "cpu",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, DomainCheck]:
     """Checks every file, every figure and every domain of a bundle.
@@ -91,12 +95,14 @@ def verify_bundle(
         bundle_dir: The bundle.
         checkpoint_or_path: The checkpoint that was compiled, or its file. Its masks are fitted to
             the budget that the bundle records.
+        device: Where the native target runs beside the processor, such as `"cuda"`.
         progress: Told the domain that begins, how many are done, and how many there are.
 
     Returns:
         The errors per domain, in the bundle's order.
 
     Raises:
+        BackendUnavailableError: The device is not there.
         BundleError: A file is missing, damaged or not what the manifest says.
         CheckpointError: The checkpoint is unreadable or contradicts itself.
         VerificationError: The bundle is not this checkpoint's, or a domain differs from its
@@ -117,7 +123,7 @@ def verify_bundle(
     for index, name in enumerate(bundle.manifest.models):
         if progress is not None:
             progress(name, index, len(bundle.manifest.models))
-        found[name] = _DomainVerifier(bundle, checkpoint, name).run()
+        found[name] = _DomainVerifier(bundle, checkpoint, name, device).run()
     return found
 
 
@@ -132,7 +138,8 @@ def _same_domains(bundle: Bundle, checkpoint: Checkpoint) -> None:
 class _DomainVerifier:
     """The checks of one domain; holds what they share."""
 
-    def __init__(self, bundle: Bundle, checkpoint: Checkpoint, name: str) -> None:
+    def __init__(self, bundle: Bundle, checkpoint: Checkpoint, name: str, device: str) -> None:
+        self._device = device
         self._root = bundle.root
         self._name = name
         self._model: DomainModel = bundle.manifest.models[name]
@@ -163,6 +170,8 @@ class _DomainVerifier:
         if native is not None:
             self._native_error(graphs["native"], found, batched, engines, skipped)
         half: dict[str, Error] = {}
+        if native is not None and self._device != "cpu":
+            self._device_errors(found, batched, engines, half)
         if tensorrt is not None:
             self._tensorrt_errors(tensorrt, found, batched, engines, half)
         worst = max(engines.values(), key=lambda error: error.relative, default=Error())
@@ -257,6 +266,22 @@ class _DomainVerifier:
             where = first_rounding(removed.model, feeds_of(found, error))
             check(self._name, "the native plan", error, ARTIFACT_TOLERANCE, where)
         errors[f"native {engine.variant}"] = error
+
+    def _device_errors(
+        self, found: list[Case], batched: bool, errors: dict[str, Error], half: dict[str, Error]
+    ) -> None:
+        """Runs the plan on the device and notes its errors, those of float16 apart."""
+        for precision, limit, noted in (
+            ("float32", ARTIFACT_TOLERANCE, errors),
+            ("float16", HALF_TOLERANCE, half),
+        ):
+            engine = CudaEngine(
+                self._root, self._name, self._model, device=self._device, precision=precision
+            )
+            ordinary = found if noted is errors else in_half(found)
+            error = largest_error(ordinary, partial(run_engine, engine), batched=batched)
+            check(self._name, f"the native plan on {engine.variant}", error, limit, None)
+            noted[f"native {engine.variant}"] = error
 
     def _tensorrt_errors(
         self,

@@ -52,6 +52,13 @@ FitOption = Annotated[
 ]
 EngineOption = Annotated[str, typer.Option("--engine", metavar="E", help="What runs the domain.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", help="Threads of one call.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="cpu|cuda", help="Where the native engine computes.")
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", metavar="float32|float16", help="In which type a GPU computes."),
+]
 
 
 _received: list[int] = []

@@ -16,8 +16,10 @@ from ..files import write_whole
 from ..images import read_input
 from .common import (
     BundleArgument,
+    DeviceOption,
     EngineOption,
     JsonOption,
+    PrecisionOption,
     ThreadsOption,
     command,
     note,
@@ -42,6 +44,8 @@ def run(
     domain: Annotated[str, typer.Option("--domain", metavar="D", help="The domain to run.")],
     engine: EngineOption = DEFAULT_ENGINE,
     threads: ThreadsOption = 1,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -55,7 +59,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Runs one domain on arrays or an image; prints the best classes where there are labels."""
-    opened = load(bundle, domain, engine, threads)
+    opened = load(bundle, domain, engine, threads, device=device, precision=precision)
     if len(inputs) != len(opened.inputs):
         names = ", ".join(spec.name for spec in opened.inputs)
         raise UsageError(f"domain {domain!r} takes {len(opened.inputs)} inputs ({names})")

@@ -25,11 +25,14 @@ def verify(
     against: Annotated[
         Path, typer.Option("--against", metavar="MODEL.pt", help="The checkpoint it was made from.")
     ],
+    device: Annotated[
+        str, typer.Option("--device", metavar="cuda", help="Run the native target there as well.")
+    ] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Checks every file and every domain of a bundle against its checkpoint."""
     with progress_bar("verifying") as tick:
-        found = check.verify_bundle(bundle, against, progress=tick)
+        found = check.verify_bundle(bundle, against, device=device, progress=tick)
     for domain, result in found.items():
         for what, reason in result.skipped.items():
             note(f"{domain}: {what} was not run: {reason}")

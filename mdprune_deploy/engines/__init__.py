@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mdprune_deploy.bundle import Bundle, read_bundle
 from mdprune_deploy.engines.base import Array, Engine
+from mdprune_deploy.engines.cuda import CudaEngine
 from mdprune_deploy.engines.native import NativeEngine
 from mdprune_deploy.engines.ort import OnnxRuntimeEngine
 from mdprune_deploy.engines.tensorrt import TensorrtEngine
@@ -25,6 +26,7 @@ def load(
     variant: str | None = None,
     device: str = "cpu",
     precision: str = "float32",
+    tune: bool = False,
 ) -> Engine:
     """Loads one domain of a bundle.
 
@@ -37,8 +39,10 @@ def load(
         variant: For `"onnxruntime"`: `"portable"` or `"mapped"` to insist on one. For `"native"`:
             an instruction set, such as `"avx2"` or `"portable"`. For `"tensorrt"`: `"plugins"` or
             `"stock"`.
-        device: Where it computes.
-        precision: In which type it computes.
+        device: Where the native engine computes: `"cpu"`, `"cuda"` or `"cuda:1"`.
+        precision: In which type it computes: `"float32"`, or on a GPU `"float16"`.
+        tune: Whether the native engine measures its kernels' tilings on a GPU first; what it finds
+            stays in the bundle.
 
     Returns:
         The engine; `engine(x)` runs it and `engine.variant` tells what runs.
@@ -50,10 +54,9 @@ def load(
     """
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
-    if engine != "tensorrt" and (device, precision) != ("cpu", "float32"):
-        raise BackendUnavailableError(
-            f"this version of mdprune has no {engine} engine on {device} in {precision}"
-        )
+    on_host = (device, precision) == ("cpu", "float32")
+    if engine == "onnxruntime" and not on_host:
+        raise BackendUnavailableError(f"there is no {engine} engine on {device} in {precision}")
     bundle = bundle_dir if isinstance(bundle_dir, Bundle) else read_bundle(bundle_dir)
     models = bundle.manifest.models
     if domain not in models:
@@ -62,6 +65,10 @@ def load(
         return TensorrtEngine(bundle, domain, threads, variant, precision)
     if engine == "native":
         _check_native(bundle, domain)
+        if not on_host:
+            return CudaEngine(
+                bundle.root, domain, models[domain], threads, variant, device, precision, tune
+            )
         return NativeEngine(bundle.root, domain, models[domain], threads, variant)
     return OnnxRuntimeEngine(bundle.root, domain, models[domain], threads, variant)
 

@@ -31,7 +31,7 @@ INDEX = "native/index.bin"
 MAX_RANK = 8
 Side = Literal["input", "output"]
 _MESSAGE_BYTES = 1024
-_OK, _INVALID_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _INTERNAL = 0, 1, 7, 5, 8
+_OK, _INVALID_ARGUMENT, _UNSUPPORTED, _NO_MEMORY, _INTERNAL, _DEVICE = 0, 1, 7, 5, 8, 9
 
 
 class NativeEngine(DomainEngine):
@@ -65,9 +65,12 @@ class NativeEngine(DomainEngine):
         super().__init__(domain, model, threads, "native", model.native)
         self._batched = model.dynamic_batch
         self._model = open_model(root)
-        self._context = Context(self._model, domain, threads, variant)
+        self._context = self._make_context(variant)
         self.variant = self._context.isa
         self._lock = threading.Lock()
+
+    def _make_context(self, variant: str | None) -> Context:
+        return Context(self._model, self.domain, self.threads, variant)
 
     def __call__(self, *arrays: Array) -> Array | list[Array]:
         """Runs the domain; see `Engine`."""
@@ -106,6 +109,11 @@ class Options(Structure):
         ("parallel_for", c_void_p),
         ("parallel_user", c_void_p),
         ("parallel_workers", c_size_t),
+        ("device", c_char_p),
+        ("precision", c_char_p),
+        ("stream", c_void_p),
+        ("device_memory", c_int),
+        ("tune", c_int),
     )
 
 
@@ -125,6 +133,22 @@ class Memory(Structure):
     """`mdp_memory`, in bytes."""
 
     _fields_ = (("weights", c_size_t), ("plans", c_size_t), ("arena", c_size_t))
+
+
+class DeviceMemory(Structure):
+    """`mdp_device_memory`, in bytes."""
+
+    _fields_ = (
+        ("size", c_size_t), ("weights", c_size_t), ("tables", c_size_t), ("context", c_size_t),
+    )  # fmt: skip
+
+
+class DeviceTimes(Structure):
+    """`mdp_device_times`, in nanoseconds."""
+
+    _fields_ = (
+        ("size", c_size_t), ("to_device", c_uint64), ("compute", c_uint64), ("to_host", c_uint64),
+    )  # fmt: skip
 
 
 class ProfileEntry(Structure):
@@ -202,10 +226,25 @@ class Context:
         threads: Threads that one run uses.
         isa: The instruction set; None for the fastest here.
         profile: Whether every run measures its operators.
+        device: `"cpu"`, `"cuda"` or one of several, `"cuda:1"`.
+        precision: Of a GPU's activations and weights, `"float32"` or `"float16"`.
+        tune: Whether a GPU's tilings are measured.
+        stream: A `cudaStream_t` of the caller's that every run is launched on, by
+            `run_on_device`; None for one of its own and inputs in the processor's memory.
     """
 
     def __init__(
-        self, model: Model, domain: str, threads: int, isa: str | None, *, profile: bool = False
+        self,
+        model: Model,
+        domain: str,
+        threads: int,
+        isa: str | None,
+        *,
+        profile: bool = False,
+        device: str = "cpu",
+        precision: str = "float32",
+        tune: bool = False,
+        stream: int | None = None,
     ) -> None:
         self._library = model.library
         self._model = model
@@ -216,6 +255,11 @@ class Context:
             threads=threads,
             isa=None if isa is None else isa.encode(),
             profile=profile,
+            device=device.encode(),
+            precision=precision.encode(),
+            tune=tune,
+            stream=stream,
+            device_memory=stream is not None,
         )
         status = self._library.mdp_context_create(
             model.handle, byref(options), byref(self.handle), message, len(message)
@@ -232,17 +276,33 @@ class Context:
 
     @property
     def isa(self) -> str:
-        """The instruction set that runs."""
+        """What runs: an instruction set, or a GPU and a precision."""
         text: bytes = self._library.mdp_context_isa(self.handle)
         return text.decode()
 
     def run(self, batch: int, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Runs a batch; all arrays are contiguous float32."""
-        pointers = [
-            (c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-            for arrays in (inputs, outputs)
-        ]
+        self._run(batch, [x.ctypes.data for x in inputs], [y.ctypes.data for y in outputs])
+
+    def run_on_device(self, batch: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Launches a batch on the stream and returns; addresses of float32 in a GPU's memory."""
+        self._run(batch, inputs, outputs)
+
+    def _run(self, batch: int, *addresses: Sequence[int]) -> None:
+        pointers = [(c_void_p * len(side))(*side) for side in addresses]
         self._check(self._library.mdp_context_run(self.handle, batch, *pointers))
+
+    def device_memory(self) -> DeviceMemory:
+        """Returns what a GPU holds: for all domains, and for this context alone."""
+        found = DeviceMemory(size=ctypes.sizeof(DeviceMemory))
+        self._check(self._library.mdp_context_device_memory(self.handle, byref(found)))
+        return found
+
+    def device_times(self) -> DeviceTimes:
+        """Returns where a GPU's time of the last run went."""
+        found = DeviceTimes(size=ctypes.sizeof(DeviceTimes))
+        self._check(self._library.mdp_context_device_times(self.handle, byref(found)))
+        return found
 
     def profile(self) -> list[OperatorTime]:
         """Returns the operators of the last run in order; none unless the context profiles."""
@@ -267,7 +327,7 @@ def _check(status: int, what: str, message: bytes) -> None:
     kind: type[Error] = BundleError
     if status == _INVALID_ARGUMENT:
         kind = UsageError
-    elif status in (_UNSUPPORTED, _NO_MEMORY):
+    elif status in (_UNSUPPORTED, _NO_MEMORY, _DEVICE):
         kind = BackendUnavailableError
     raise kind(text)
 
@@ -347,6 +407,8 @@ _FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mdp_context_profile": (
         c_int, [c_void_p, POINTER(POINTER(ProfileEntry)), POINTER(c_size_t)],
     ),
+    "mdp_context_device_memory": (c_int, [c_void_p, POINTER(DeviceMemory)]),
+    "mdp_context_device_times": (c_int, [c_void_p, POINTER(DeviceTimes)]),
     "mdp_context_message": (c_char_p, [c_void_p]),
     "mdp_context_isa": (c_char_p, [c_void_p]),
 }  # fmt: skip

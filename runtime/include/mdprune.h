@@ -31,9 +31,9 @@
  * MDP_INVALID_ARGUMENT.
  *
  * Memory. mdp_context_create allocates what the largest domain needs; mdp_context_select_domain and
- * mdp_context_run allocate nothing. Weight files are mapped and shared by all processes that
- * opened the bundle. A bundle may be replaced (renamed away, deleted) while it is open, and a
- * reader sees the old or the new one; its files must not be written or cut in place.
+ * mdp_context_run allocate nothing (but a graph, see there). Weight files are mapped and shared by
+ * all processes that opened the bundle. A bundle may be replaced (renamed away, deleted) while it
+ * is open, and a reader sees the old or the new one; its files must not be written or cut in place.
  *
  * Results. The same context options on the same processor give the same bits in every run, and the
  * number of threads does not matter.
@@ -66,7 +66,8 @@ typedef enum mdp_status {
   MDP_NO_MEMORY = 5,        /* an allocation, a mapping or a thread was refused */
   MDP_IO = 6,               /* the operating system could not read a file */
   MDP_UNSUPPORTED = 7,      /* this processor or build has not what was asked for */
-  MDP_INTERNAL = 8          /* a defect of this library */
+  MDP_INTERNAL = 8,         /* a defect of this library */
+  MDP_DEVICE = 9            /* a GPU reported an error */
 } mdp_status;
 
 typedef struct mdp_model mdp_model;
@@ -133,12 +134,26 @@ typedef struct mdp_context_options {
   mdp_parallel_for parallel_for; /* not NULL: the caller's threads are used, and `threads` is not */
   void* parallel_user;
   size_t parallel_workers; /* with parallel_for: at least 1 */
+  const char* device;      /* "cpu", "cuda", "cuda:1"; NULL: "cpu" */
+  /* What is below, for "cuda" only; `isa` and threads are for "cpu" only. */
+  const char* precision; /* of activations and weights: "float32" or "float16"; NULL: "float32" */
+  void* stream;          /* the caller's cudaStream_t; NULL: a stream of its own */
+  int device_memory;     /* not 0: inputs and outputs are device memory, see mdp_context_run */
+  int tune;              /* not 0: measure the tilings of all convolutions now */
 } mdp_context_options;
 
 #define MDP_CONTEXT_OPTIONS_INIT \
-  { sizeof(mdp_context_options), 1, NULL, 0, NULL, NULL, 0 }
+  { sizeof(mdp_context_options), 1, NULL, 0, NULL, NULL, 0, NULL, NULL, NULL, 0, 0 }
 
-/* `options` NULL: one thread, the fastest instructions. Domain 0 is selected. */
+/* `options` NULL: one thread, the fastest instructions. Domain 0 is selected.
+ *
+ * Device "cuda" is the calling thread's current one. It needs libmdprune_cuda, which is looked for
+ * beside this library and where the loader looks, or is the file that the environment variable
+ * MDPRUNE_CUDA_LIBRARY names; MDP_UNSUPPORTED says what is missing. Weights of all domains are
+ * uploaded once per model, device and precision, and stay until the last of its contexts is gone.
+ *
+ * Which of several kernels computes a convolution is chosen by a model of its cost or, with `tune`,
+ * by measuring; what was measured is kept in the bundle for the next contexts on such a device. */
 MDP_API mdp_status mdp_context_create(mdp_model* model, const mdp_context_options* options,
                                       mdp_context** context, char* message, size_t message_size);
 MDP_API void mdp_context_destroy(mdp_context* context); /* NULL is allowed */
@@ -148,13 +163,17 @@ MDP_API size_t mdp_context_domain(const mdp_context* context);
 /* The context's own hold on its model, for the functions above; not to be closed. */
 MDP_API const mdp_model* mdp_context_model(const mdp_context* context);
 
-/* `inputs` and `outputs`: one buffer of batch * elements floats for each, aligned as float. */
+/* `inputs` and `outputs`: one buffer of batch * elements floats for each, aligned as float.
+ *
+ * On a GPU, host buffers are copied, and the call returns when the outputs are there; the first run
+ * of a domain makes a CUDA graph of it. Device buffers (`device_memory`) are used as they are: the
+ * call launches on the stream and returns, which a caller may capture in a graph of its own. */
 MDP_API mdp_status mdp_context_run(mdp_context* context, size_t batch, const float* const* inputs,
                                    float* const* outputs);
 
 /* What was wrong with the last call that failed; never NULL. */
 MDP_API const char* mdp_context_message(const mdp_context* context);
-/* The instruction set that the context's kernels use. */
+/* What the context's kernels run on: an instruction set, or "cuda:0 sm_87 float16". */
 MDP_API const char* mdp_context_isa(const mdp_context* context);
 
 typedef struct mdp_profile_entry {
@@ -167,6 +186,26 @@ typedef struct mdp_profile_entry {
  * until the next call that takes the context. */
 MDP_API mdp_status mdp_context_profile(const mdp_context* context,
                                        const mdp_profile_entry** entries, size_t* count);
+
+/* Bytes of a GPU's memory; all 0 for device "cpu". */
+typedef struct mdp_device_memory {
+  size_t size;          /* sizeof(mdp_device_memory), set by the caller */
+  size_t weight_bytes;  /* weights of all domains, shared by contexts of one precision */
+  size_t table_bytes;   /* index lists, scales and shifts of all domains, shared likewise */
+  size_t context_bytes; /* activations and work space of this context */
+} mdp_device_memory;
+
+MDP_API mdp_status mdp_context_device_memory(const mdp_context* context, mdp_device_memory* memory);
+
+/* Where a GPU's time of the last run with host buffers went; all 0 for device "cpu". */
+typedef struct mdp_device_times {
+  size_t size; /* sizeof(mdp_device_times), set by the caller */
+  uint64_t to_device_nanoseconds;
+  uint64_t compute_nanoseconds;
+  uint64_t to_host_nanoseconds;
+} mdp_device_times;
+
+MDP_API mdp_status mdp_context_device_times(const mdp_context* context, mdp_device_times* times);
 
 #ifdef __cplusplus
 }

@@ -123,7 +123,7 @@ class Context {
   void select(std::size_t domain) { check_last(mdp_context_select_domain(handle(), domain)); }
   void select(const std::string& name) { select(detail::find(mdp_context_model(handle()), name)); }
 
-  // Buffers of the caller: nothing is allocated.
+  // Buffers of the caller: nothing is allocated. On a GPU see mdp_context_run.
   void run(std::size_t batch, const float* const* inputs, float* const* outputs) {
     check_last(mdp_context_run(handle(), batch, inputs, outputs));
   }
@@ -157,6 +157,20 @@ class Context {
     std::size_t count = 0;
     check(mdp_context_profile(handle(), &entries, &count));
     return {entries, entries + count};
+  }
+
+  // Of a GPU; zeros on the processor.
+  mdp_device_memory device_memory() const {
+    mdp_device_memory memory{};
+    memory.size = sizeof(memory);
+    check(mdp_context_device_memory(handle(), &memory));
+    return memory;
+  }
+  mdp_device_times device_times() const {
+    mdp_device_times times{};
+    times.size = sizeof(times);
+    check(mdp_context_device_times(handle(), &times));
+    return times;
   }
 
  private:

@@ -58,6 +58,17 @@ mdp_status port_of(const std::vector<mdp_tensor>* ports, std::size_t port, mdp_t
   return MDP_OK;
 }
 
+// Fills a structure whose caller may know fewer of its fields.
+template <typename T>
+mdp_status copy_sized(T from, T* to) {
+  if (to == nullptr || to->size < sizeof(to->size) || to->size > sizeof(T)) {
+    return MDP_INVALID_ARGUMENT;
+  }
+  from.size = to->size;
+  std::memcpy(to, &from, from.size);
+  return MDP_OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -75,6 +86,7 @@ const char* mdp_status_text(mdp_status status) {
     case MDP_IO: return "a file cannot be read";
     case MDP_UNSUPPORTED: return "not there on this processor or in this build";
     case MDP_INTERNAL: return "a defect of the library";
+    case MDP_DEVICE: return "the device failed";
   }
   return "unknown status";
 }
@@ -199,6 +211,16 @@ mdp_status mdp_context_profile(const mdp_context* context, const mdp_profile_ent
   *entries = context->context.profile().data();
   *count = context->context.profile().size();
   return MDP_OK;
+}
+
+mdp_status mdp_context_device_memory(const mdp_context* context, mdp_device_memory* memory) {
+  return context == nullptr ? MDP_INVALID_ARGUMENT
+                            : copy_sized(context->context.device_memory(), memory);
+}
+
+mdp_status mdp_context_device_times(const mdp_context* context, mdp_device_times* times) {
+  return context == nullptr ? MDP_INVALID_ARGUMENT
+                            : copy_sized(context->context.device_times(), times);
 }
 
 }  // extern "C"

@@ -3,19 +3,36 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <new>
+#include <string>
 
 #include "cpu_runner.h"
 #include "failure.h"
+#include "gpu/cuda_runner.h"
 #include "tensor.h"
 
 namespace mdprune {
+namespace {
+
+std::unique_ptr<Runner> make_runner(const Model& model, const mdp_context_options& options) {
+  const std::string device = options.device == nullptr ? "cpu" : options.device;
+  if (device != "cpu") return make_cuda_runner(model, device, options);
+  if (options.precision != nullptr && std::strcmp(options.precision, "float32") != 0) {
+    throw Failure(MDP_UNSUPPORTED, std::string("device cpu: there is no precision ") +
+                                       options.precision + ", only float32");
+  }
+  if (options.stream != nullptr || options.device_memory != 0 || options.tune != 0) {
+    throw Failure(MDP_INVALID_ARGUMENT, "device cpu: streams, device memory and tuning are cuda's");
+  }
+  return std::make_unique<CpuRunner>(model, options);
+}
+
+}  // namespace
 
 Context::Context(const mdp_model& model, const mdp_context_options& options)
-    : model_(model),
-      runner_(std::make_unique<CpuRunner>(*model.shared, options)),
-      profiles_(options.profile != 0) {
+    : model_(model), runner_(make_runner(*model.shared, options)), profiles_(options.profile != 0) {
   if (profiles_) {
     std::size_t most = 0;
     for (const Domain& domain : model.shared->domains) {

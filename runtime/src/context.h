@@ -24,6 +24,8 @@ class Context {
   std::size_t domain() const { return domain_; }
   const char* message() const { return message_; }
   const char* isa() const { return runner_->name(); }
+  mdp_device_memory device_memory() const { return runner_->device_memory(); }
+  mdp_device_times device_times() const { return runner_->device_times(); }
   const std::vector<mdp_profile_entry>& profile() const { return profile_; }
 
  private:

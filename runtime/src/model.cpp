@@ -34,8 +34,10 @@ MappedFile map_of_size(const Directory& native, const std::string& name, std::ui
   return file;
 }
 
-std::shared_ptr<const Model> read_domains(const Directory& native, const MappedFile& index) {
+std::shared_ptr<const Model> read_domains(const char* path, const Directory& native,
+                                          const MappedFile& index) {
   auto model = std::make_shared<Model>();
+  model->path = path;
   const WeightFiles weights = [&](const std::string& name,
                                   std::uint64_t size) -> const MappedFile& {
     const auto found = model->weights.find(name);
@@ -63,7 +65,7 @@ std::shared_ptr<const Model> open_once(const char* path) {
   };
   std::shared_ptr<const Model> model;
   try {
-    model = read_domains(native, index);
+    model = read_domains(path, native, index);
   } catch (const Failure& failure) {
     if (replaced()) throw Stale(failure.status(), failure.what());
     throw Failure(failure.status(), failure.what());

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,9 +18,19 @@ struct Domain {
   Plan plan;
 };
 
+class DeviceModel;
+
+// What contexts of one model on one device share, by device and precision; gone with the last one.
+struct DeviceModels {
+  std::mutex mutex;
+  std::map<std::string, std::weak_ptr<DeviceModel>> models;
+};
+
 struct Model {
+  std::string path;
   std::map<std::string, MappedFile> weights;
   std::vector<Domain> domains;  // one at least
+  mutable DeviceModels on_devices;
 
   mdp_memory memory() const;
 };

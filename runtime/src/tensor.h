@@ -54,6 +54,7 @@ class Address {
       : place_(tensor.place),
         offset_(tensor.offset),
         stride_(tensor.elements_of_port),
+        elements_(tensor.elements),
         constant_(tensor.constant) {}
   explicit Address(const Tensor* tensor) {
     if (tensor != nullptr) *this = Address(*tensor);
@@ -69,10 +70,19 @@ class Address {
   }
   float* write(const Memory& memory) const { return const_cast<float*>(read(memory)); }
 
+  // For devices with a memory of their own; the names are those of Tensor.
+  Place place() const { return place_; }
+  std::size_t offset() const { return offset_; }
+  std::size_t elements_of_port() const { return stride_; }
+  std::size_t elements() const { return elements_; }
+  const std::uint8_t* constant() const { return constant_; }
+  bool is_absent() const { return elements_ == 0; }
+
  private:
   Place place_ = Place::kData;
   std::size_t offset_ = 0;
   std::size_t stride_ = 0;
+  std::size_t elements_ = 0;
   const std::uint8_t* constant_ = nullptr;
 };
 

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <thread>
@@ -196,6 +197,22 @@ TEST_F(ApiTest, BadOptionsAreAStatus) {
   options.size = sizeof(options);
   options.parallel_for = [](void*, size_t, void (*)(void*, size_t, size_t), void*) {};
   EXPECT_EQ(create(options), MDP_INVALID_ARGUMENT);
+}
+
+TEST_F(ApiTest, AMissingCudaLibraryIsAStatus) {
+  const Model model(path());
+  mdp_context_options options = MDP_CONTEXT_OPTIONS_INIT;
+  options.device = "cuda";
+  for (const std::string& file : {directory_.path("none.so"), path() + "/native/weights.bin"}) {
+    setenv("MDPRUNE_CUDA_LIBRARY", file.c_str(), 1);
+    mdp_context* context = nullptr;
+    EXPECT_EQ(mdp_context_create(model.handle(), &options, &context, message_, sizeof(message_)),
+              MDP_UNSUPPORTED);
+    EXPECT_EQ(context, nullptr);
+    const std::string told = "device cuda: the library of the CUDA kernels is not there: " + file;
+    EXPECT_EQ(std::string(message_).substr(0, told.size()), told);
+  }
+  unsetenv("MDPRUNE_CUDA_LIBRARY");
 }
 
 TEST_F(ApiTest, MissingAndForeignFilesAreAStatus) {

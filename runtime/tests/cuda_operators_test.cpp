@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "cuda_kernels.h"
+#include "cuda_order.h"
 #include "kernel_cases.h"
 
 namespace mdprune {
@@ -26,7 +27,7 @@ struct Storage {
 
 class CudaOperatorsTest : public testing::TestWithParam<Storage> {
  protected:
-  void TearDown() override { cuda::emulate::reversed = false; }
+  void TearDown() override { reverse_warps(false); }
   bool half() const { return GetParam().type == cuda::kHalf; }
   // Of the largest value: half keeps 11 binary digits of what is written.
   double tolerance(double of_float) const { return half() ? 5e-4 : of_float; }
@@ -58,9 +59,9 @@ TEST_P(CudaOperatorsTest, EqualsTheReference) {
     if (half() && c.name == "reduce_4_1_70_5") continue;  // products below what half has
     const auto r = c.run(reference_, {});
     EXPECT_LE(difference(c.run(kernels_, {}), r), tolerance(c.tolerance)) << c.name;
-    cuda::emulate::reversed = true;
+    reverse_warps(true);
     EXPECT_LE(difference(c.run(kernels_, {}), r), tolerance(c.tolerance)) << c.name;
-    cuda::emulate::reversed = false;
+    reverse_warps(false);
   }
 }
 

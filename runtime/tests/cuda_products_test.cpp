@@ -13,6 +13,7 @@
 
 #include "cuda/prepare.h"
 #include "cuda/tilings.h"
+#include "cuda_order.h"
 #include "kernel_cases.h"
 
 namespace mdprune {
@@ -172,7 +173,7 @@ cpu::Kernels cuda_products() {
 class CudaProductsTest : public testing::TestWithParam<cuda::Type> {
  protected:
   void SetUp() override { setting = {GetParam(), {-1, 1}, false}; }
-  void TearDown() override { cuda::emulate::reversed = false; }
+  void TearDown() override { reverse_warps(false); }
 
   bool half() const { return GetParam() == cuda::kHalf; }
   // Of the largest value; half keeps 11 binary digits of what is written.
@@ -212,9 +213,9 @@ TEST_P(CudaProductsTest, ConvolutionEqualsTheReference) {
       for (const int splits : {1, 3}) {
         if (!all && tile != (turn + splits) % kTiles) continue;
         setting.tiling = {tile, splits};
-        cuda::emulate::reversed = splits == 3;
+        reverse_warps(splits == 3);
         const Floats y = c.run(kernels_, {});
-        cuda::emulate::reversed = false;
+        reverse_warps(false);
         if (setting.none) continue;
         EXPECT_LE(difference(y, r), tolerance())
             << c.name << ", tile " << tile << ", splits " << splits;

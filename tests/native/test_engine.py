@@ -69,8 +69,7 @@ def test_the_instruction_set_can_be_chosen(bundle: Path) -> None:
 def test_all_domains_share_one_model_that_goes_with_them(bundle: Path) -> None:
     first, second = engine(bundle, "first"), engine(bundle, "second")
     assert first._model is second._model
-    key = next(iter(native._models))
-    assert native._models[key] is first._model
+    (key,) = (key for key, model in native._models.items() if model is first._model)
     expected = second(images())
     del first
     assert np.array_equal(second(images()), expected)
@@ -160,10 +159,12 @@ def test_verify_of_the_native_target_alone(tmp_path: Path) -> None:
 
 def test_the_structures_are_those_of_the_header() -> None:
     pointer = ctypes.sizeof(ctypes.c_void_p)
-    assert ctypes.sizeof(native.Options) == 7 * pointer
+    assert ctypes.sizeof(native.Options) == 10 * pointer + 8
     assert ctypes.sizeof(native.TensorInfo) == (2 + native.MAX_RANK + 2) * pointer
     assert ctypes.sizeof(native.Memory) == 3 * pointer
     assert ctypes.sizeof(native.ProfileEntry) == 2 * pointer + 8
+    assert ctypes.sizeof(native.DeviceMemory) == 4 * pointer
+    assert ctypes.sizeof(native.DeviceTimes) == pointer + 24
 
 
 def test_a_context_measures_the_operators_of_the_domain_it_was_switched_to(bundle: Path) -> None:

@@ -266,6 +266,8 @@ cudaError_t enqueue(cudaStream_t stream, const std::function<void()>& work);
 
 // Calls of cudaMalloc, cudaFree and their like so far: a run makes none.
 std::size_t memory_calls();
+// Lets the call of that number from now on fail, if it allocates; 0: none.
+void fail_memory_call(std::size_t number);
 
 // What a kernel launch would refuse, else the launch.
 cudaError_t launch(dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,

@@ -35,6 +35,7 @@ std::mutex memory_lock;
 std::map<const char*, std::size_t> device_memory;
 std::size_t used_bytes = 0;
 std::size_t calls = 0;
+std::size_t failing_call = 0;
 thread_local cudaError_t last_error = cudaSuccess;
 
 cudaError_t result(cudaError_t error) {
@@ -79,6 +80,11 @@ cudaError_t enqueue(cudaStream_t stream, const std::function<void()>& work) {
 std::size_t memory_calls() {
   const std::lock_guard<std::mutex> lock(memory_lock);
   return calls;
+}
+
+void fail_memory_call(std::size_t number) {
+  const std::lock_guard<std::mutex> lock(memory_lock);
+  failing_call = number == 0 ? 0 : calls + number;
 }
 
 cudaError_t launch(dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
@@ -147,7 +153,8 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   if (bytes == 0) return cudaSuccess;
   const std::lock_guard<std::mutex> lock(memory_lock);
   ++calls;
-  if (bytes > kMemoryBytes - used_bytes) return result(cudaErrorMemoryAllocation);
+  if (calls == failing_call || bytes > kMemoryBytes - used_bytes)
+    return result(cudaErrorMemoryAllocation);
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*memory == nullptr) return result(cudaErrorMemoryAllocation);
   std::memset(*memory, 0xff, bytes);  // NaN: what is read before it is written shows

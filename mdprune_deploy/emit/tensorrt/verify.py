@@ -34,9 +34,14 @@ def model_error(root: Path, model: TensorrtModel, found: Sequence[Case], batched
         BundleError: The model or a weight file cannot be read.
     """
     if model.precision == "fp16":
-        found = [case for case in found if case.name != _NOT_IN_HALF]
+        found = in_half(found)
     run = runner(root / model.file, root / NATIVE, model.precision)
     return largest_error(found, run, batched=batched)
+
+
+def in_half(found: Sequence[Case]) -> list[Case]:
+    """Returns the cases whose values stay in the range of float16."""
+    return [case for case in found if case.name != _NOT_IN_HALF]
 
 
 def tolerance(model: TensorrtModel) -> float:
