@@ -31,7 +31,7 @@ NATIVE := $(shell find runtime kernels \( -path runtime/tests -o -path runtime/e
 CXX_FILES = $(shell git ls-files 'runtime/*.h' 'runtime/*.hpp' 'runtime/*.c' 'runtime/*.cpp' 'kernels/*.h' 'kernels/*.inl' 'kernels/*.cpp' 'kernels/*.cuh' 'kernels/*.cu')
 GTEST := $(firstword $(wildcard /usr/include/gtest/gtest.h /usr/local/include/gtest/gtest.h /usr/src/googletest/CMakeLists.txt))
 JOBS ?= 2
-CUDA_MAIN_LOOPS := .
+CUDA_MAIN_LOOPS := ^(convolution|matmul)_kernel<__half
 comma := ,
 
 # PyTorch's threads wait for each other by spinning: on a busy machine that takes ten times as long.

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "convolution.cuh"
+#include "launch.cuh"
 #include "tilings.h"
 
 namespace mdprune::cuda {

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "epilogue.cuh"
-#include "launch.cuh"
 #include "pipeline.cuh"
 
 namespace mdprune::cuda {

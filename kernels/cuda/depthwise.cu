@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "depthwise.cuh"
+#include "launch.cuh"
 
 namespace mdprune::cuda {
 namespace {

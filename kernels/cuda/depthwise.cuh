@@ -5,7 +5,6 @@
 #pragma once
 
 #include "epilogue.cuh"
-#include "launch.cuh"
 #include "window.cuh"
 
 namespace mdprune::cuda {

@@ -10,13 +10,6 @@
 
 namespace mdprune::cuda {
 
-// Dynamic shared memory as an array of bytes, aligned to 16.
-#if defined(__CUDACC__)
-#define MDPRUNE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
-#else
-#define MDPRUNE_DYNAMIC_SHARED(name) unsigned char* const name = emulate::dynamic_shared()
-#endif
-
 // Returns the cudaError_t of the launch.
 template <typename... Parameters, typename... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, void* stream,

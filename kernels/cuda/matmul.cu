@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "launch.cuh"
 #include "matmul.cuh"
 
 namespace mdprune::cuda {

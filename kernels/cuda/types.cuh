@@ -1,4 +1,5 @@
-// Numbers as kernels load and store them; all arithmetic is in float.
+// Numbers as kernels load and store them; all arithmetic is in float. And the shared memory whose
+// size the launch gives.
 
 #pragma once
 
@@ -24,6 +25,13 @@ template <>
 __device__ __forceinline__ Half from_float<Half>(float value) {
   return __float2half_rn(value);
 }
+
+// Dynamic shared memory as an array of bytes, aligned to 16.
+#if defined(__CUDACC__)
+#define MDPRUNE_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#else
+#define MDPRUNE_DYNAMIC_SHARED(name) unsigned char* const name = emulate::dynamic_shared()
+#endif
 
 // Neighbours that are loaded and stored at once: 16 bytes of T if they are full.
 template <typename T, int count>

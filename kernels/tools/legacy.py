@@ -4,8 +4,8 @@
 
 compiles every instance that the launchers choose from with NVRTC 12.9 (extra `kernels`) and writes
 `OUTPUT/sm_53.cubin`, `sm_62.cubin` and `sm_72.cubin`; no GPU and no toolkit is needed. Convolutions
-in half need the tensor cores of sm_75 and are left out; the other operators store half and compute
-with float. The cubins are compiled and have never been run.
+and matrix products in half need the tensor cores of sm_75 and are left out; the other operators
+store half and compute with float. The cubins are compiled and have never been run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from .resources import demangle, parse, table, write_csv
 DEVICES = {"sm_53": "Jetson Nano", "sm_62": "Jetson TX2", "sm_72": "Jetson Xavier"}
 FOLDER = Path(__file__).parents[1]  # kernels/
 
-HEADERS = ("elementwise", "movement", "pool", "reduce")
+HEADERS = ("convolution", "depthwise", "matmul", "elementwise", "movement", "pool", "reduce")
 TYPES = ("float", "__half")
 WIDTHS = (("float", 4), ("float", 1), ("__half", 8), ("__half", 1))
+BOOLS = ("true", "false")
 WORDS = ("uint4", "std::uint32_t", "std::uint16_t")
+FLOAT_TILES = {  # of what is compiled for tiles of products in float
+    "convolution": ("FmaTile<32, 32, 2, 4>", "FmaTile<64, 64, 8, 3>"),
+    "matmul": ("FmaTile<64, 64, 8, 3>",),
+}
 FOLDS = ("Sum", "Maximum", "Minimum", "Product", "LogSumExp")
 
 # What the kernels' headers take from those of the host's compiler, which NVRTC has not.
@@ -46,6 +51,21 @@ using uint32_t = unsigned;
 using uint64_t = unsigned long long;
 }  // namespace std
 """,
+    "type_traits": """\
+#pragma once
+namespace std {
+template <bool condition, typename A, typename B>
+struct conditional {
+  using type = A;
+};
+template <typename A, typename B>
+struct conditional<false, A, B> {
+  using type = B;
+};
+template <bool condition, typename A, typename B>
+using conditional_t = typename conditional<condition, A, B>::type;
+}  // namespace std
+""",
     "vector": "namespace std { template <typename> class vector; }\n",
 }
 
@@ -54,8 +74,13 @@ def instances() -> list[str]:
     """Returns the instances of kernel templates that launchers choose from."""
     names = [
         f"{kernel}_kernel<{element}, {width}>"
-        for kernel in ("unary", "affine", "binary", "fill", "interpolate", "pool")
+        for kernel in ("depthwise", "unary", "affine", "binary", "fill", "interpolate", "pool")
         for element, width in WIDTHS
+    ]
+    names += [
+        f"{kernel}_kernel<float, {tile}, {x_runs}, {w_runs}>"
+        for kernel, tiles in FLOAT_TILES.items()
+        for tile, x_runs, w_runs in itertools.product(tiles, BOOLS, BOOLS)
     ]
     names += [
         f"convert_kernel<{source}, {to}, {width}>"

@@ -37,7 +37,9 @@ def test_has_every_instance_that_nvcc_compiles() -> None:
     spelling = {"unsigned int": "std::uint32_t", "unsigned short": "std::uint16_t"}
     pattern = re.compile("|".join(spelling))
     compiled = {pattern.sub(lambda found: spelling[found[0]], name) for name in compiled}
-    assert compiled == set(legacy.instances())
+    on_tensor_cores = {name for name in compiled if "MmaTile" in name}
+    assert on_tensor_cores
+    assert compiled - on_tensor_cores == set(legacy.instances())
 
 
 def test_compiles_for_a_gpu_that_nvcc_has_dropped() -> None:
