@@ -24,7 +24,7 @@ from .files import write_whole
 from .passes.bind import WeightUse
 from .passes.figures import UsedPairs, products, union_and_intersection, used_sets
 from .passes.remove import analyzed, remove
-from .report import Held, LayerFigures, WeightLayout
+from .report import Held, LayerFigures, PluginChoice, WeightLayout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +80,7 @@ class Inspection:
         held: Masked channels that stay, and the operator that holds them.
         layout: How the native target of a bundle stores every weight.
         memory_limit: Most bytes that its weight file may have, None for no limit.
+        plugins: Which weights the tensorrt target of a bundle reads through its plug-in.
     """
 
     source: Literal["checkpoint", "bundle"]
@@ -92,6 +93,7 @@ class Inspection:
     held: tuple[Held, ...]
     layout: tuple[WeightLayout, ...] = ()
     memory_limit: int | None = None
+    plugins: tuple[PluginChoice, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as plain JSON types."""
@@ -134,6 +136,7 @@ def inspect_bundle(path: str | os.PathLike[str]) -> Inspection:
         held=report.held,
         layout=report.layout,
         memory_limit=report.memory_limit,
+        plugins=report.plugins,
     )
 
 

@@ -14,10 +14,12 @@ import pytest
 import tiny_checkpoints
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import mdprune_deploy as mdp
 from mdprune_deploy.bundle import read_bundle
 from mdprune_deploy.check import verify_bundle
+from mdprune_deploy.cli import app
 from mdprune_deploy.emit.native.operators import Activation, Function
 from mdprune_deploy.emit.tensorrt import choose as choosing
 from mdprune_deploy.emit.tensorrt import verify as verifying
@@ -213,6 +215,9 @@ def test_small_layers_stay_stock(tmp_path: Path) -> None:
     ]
     bundle = read_bundle(tmp_path / "out")
     assert bundle.manifest.report.plugins == report.plugins
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "out")])
+    assert "the union saves less than 64 KiB" in shown.stdout
+    assert "Its plug-ins save 0 B of weights over all domains." in shown.stdout
 
 
 KIB = 1 << 10

@@ -90,6 +90,7 @@ def _show(path: Path, found: Inspection) -> None:
             f"{size(found.bytes_private)} that one names."
         )
     _show_layout(found)
+    _show_plugins(found)
     _show_held(found)
 
 
@@ -121,6 +122,27 @@ def _show_layout(found: Inspection) -> None:
         f"{size(union)}, what some domain uses; a copy for every domain takes {size(copies)}, the "
         f"dense weights {size(dense)}."
     )
+
+
+def _show_plugins(found: Inspection) -> None:
+    """Prints which convolutions of the tensorrt target read the native target's weights."""
+    if not found.plugins:
+        return
+    rows = [
+        [
+            choice.name,
+            size(choice.bytes_copies),
+            size(choice.bytes_stored),
+            size(choice.bytes_activations),
+            "plug-in" if choice.plugin else "stock",
+            choice.reason,
+        ]
+        for choice in found.plugins
+    ]
+    headings = ("weight", "copies", "stored", "activations", "layer", "because")
+    print_table("tensorrt target, in float16: what reads the weights", headings, rows)
+    saved = sum(c.bytes_copies - c.bytes_stored for c in found.plugins if c.plugin)
+    print(f"Its plug-ins save {size(saved)} of weights over all domains.")
 
 
 def _sharing(private: int, readers: int) -> str:
