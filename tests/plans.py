@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,6 +99,15 @@ def expect(graph: Graph, *outputs: ir.Value) -> Plan:
                 run = run_plan(folder, plan, list(graph.feeds.values()), isa)
                 _compare(wanted, run, RUNTIME, f"the runtime, {isa or 'fastest'}")
     return plan
+
+
+CUDA_VARIABLE = "MDPRUNE_CUDA_LIBRARY"
+CUDA_LIBRARY = Path(
+    os.environ.get(
+        CUDA_VARIABLE, Path(__file__).parents[1] / "build/test/tests/libmdprune_cuda_emulated.so"
+    )
+)
+"""The kernels of the machine's GPU (`make test-gpu`), or those that `make test-cpp` emulates."""
 
 
 def has_runtime() -> bool:

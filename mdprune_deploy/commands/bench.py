@@ -44,6 +44,14 @@ def bench(
             help="What runs the domains: ENGINE[:DEVICE[:PRECISION]]; several are timed in turn.",
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="cpu|cuda", help="Where native engines compute."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option("--precision", metavar="float32|float16", help="In which type they do."),
+    ] = None,
     threads: ThreadsOption = 1,
     against: Annotated[
         Path | None,
@@ -86,7 +94,9 @@ def bench(
         raise UsageError(f"cannot write {html}: {html.parent} is no directory to write to")
     checkpoint = None if against is None else load_checkpoint(against)
     settings = Settings(
-        runners=tuple(Runner.parse(text) for text in engine or [DEFAULT_ENGINE]),
+        runners=tuple(
+            Runner.parse(text).filled(device, precision) for text in engine or [DEFAULT_ENGINE]
+        ),
         domains=tuple(domain or ()),
         threads=threads,
         runs=runs,
@@ -174,7 +184,8 @@ def _lines(document: dict[str, Any]) -> list[str]:
             device = "" if last["device"] is None else f"; {size(last['device'])} on the device"
             what = f"memory of {last['domains']} domains, {series['setup']}"
             found.append(f"{what}: {size(last['pss'])} ({parts}){device}")
-    if document["switch"]:
-        loop, after = (document["switch"][f"{key}_p50_us"] for key in ("loop", "after_run"))
-        found.append(f"switching the domain: {loop:.1f} us in a loop, {after:.1f} us after a run")
+    for switch in document["switch"]:
+        loop, after = switch["loop_p50_us"], switch["after_run_p50_us"]
+        times = f"{loop:.1f} us in a loop, {after:.1f} us after a run"
+        found.append(f"switching the domain, {switch['engine']}: {times}")
     return found

@@ -16,10 +16,9 @@ from ..bundle import Bundle, read_bundle
 from ..checkpoint import Checkpoint
 from . import machine, memory, operators, power, switch
 from .operators import Rate
-from .runner import HOST, Runner, device_of, make_inputs
+from .runner import HOST, NATIVE, Runner, device_of, make_inputs
 
 Progress = Callable[[str, int, int], None]
-NATIVE = "native"
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def measure(
         },
         "memory": taken,
         "energy": _energy(bundle, settings, names, progress) if full else None,
-        "switch": _switch(bundle, settings, names) if full else None,
+        "switch": _switch(bundle, settings, names) if full else [],
         "operators": _operators(bundle, settings, names, progress) if full else [],
     }  # fmt: skip
     return timings, document
@@ -107,7 +106,7 @@ def _memory(
     bundle: Bundle, settings: Settings, names: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
     setups = [str(runner) for runner in settings.runners]
-    if _runs_natively(bundle, settings):
+    if any(runner.on_host for runner in _natives(settings)):
         setups.append(memory.ONE_CONTEXT)
     series = []
     for number, setup in enumerate(setups):
@@ -146,29 +145,29 @@ def _energy(
     return found
 
 
-def _runs_natively(bundle: Bundle, settings: Settings) -> bool:
-    """Tells whether the native engine on the processor is one of those to measure."""
-    return any(r.engine == NATIVE and r.device in (None, HOST) for r in settings.runners)
+def _natives(settings: Settings) -> list[Runner]:
+    """Returns the runners whose contexts can be looked into."""
+    return [runner for runner in settings.runners if runner.engine == NATIVE]
 
 
-def _switch(bundle: Bundle, settings: Settings, names: list[str]) -> dict[str, Any] | None:
-    if len(names) < 2 or not _runs_natively(bundle, settings):
-        return None
-    return dataclasses.asdict(switch.measure(bundle, names, settings.threads))
+def _switch(bundle: Bundle, settings: Settings, names: list[str]) -> list[dict[str, Any]]:
+    if len(names) < 2:
+        return []
+    found = [switch.measure(bundle, names, r, settings.threads) for r in _natives(settings)]
+    return [dataclasses.asdict(figures) for figures in found]
 
 
 def _operators(
     bundle: Bundle, settings: Settings, names: Sequence[str], progress: Progress
 ) -> list[dict[str, Any]]:
-    if not _runs_natively(bundle, settings):
-        return []
     peak = bandwidth = None
     if settings.peak_gmacs is not None:
         peak = Rate(settings.peak_gmacs * 1e9, "stated")
     if settings.bandwidth_gbs is not None:
         bandwidth = Rate(settings.bandwidth_gbs * 1e9, "stated")
     found = []
-    for number, name in enumerate(names):
-        progress("operators", number, len(names))
-        found.append(operators.profile(bundle, name, settings.threads, peak, bandwidth))
+    for runner in _natives(settings):
+        for number, name in enumerate(names):
+            progress("operators", number, len(names))
+            found.append(operators.profile(bundle, name, runner, settings.threads, peak, bandwidth))
     return [dataclasses.asdict(profile) for profile in found]

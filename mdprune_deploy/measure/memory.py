@@ -17,7 +17,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import numpy as np
 
 from ..bundle import Bundle, read_bundle
 from ..engines import Array, Engine
+from ..engines.cuda import CudaEngine
 from ..engines.native import Context, open_model
 from ..errors import Error
 from ..manifest import Manifest
@@ -48,7 +49,8 @@ class Step:
         weights: Of it, mapped weight files.
         plans: Of it, other mapped files of the bundle: plans and models.
         other: The rest: activations, buffers, libraries' own memory.
-        device: Device memory that was added on the whole card; None where nothing tells it.
+        device: Bytes on a GPU: what the engine says, else what the whole card's use grew by; None
+            where nothing tells it.
     """
 
     domains: int
@@ -151,44 +153,63 @@ def _steps(bundle: Bundle, setup: str, threads: int, domains: Sequence[str]) -> 
     """Loads and runs one domain after the other."""
     root = Path(os.path.realpath(bundle.root))
     inputs = {name: make_inputs(bundle.manifest.models[name].inputs, seed=0) for name in domains}
-    run = (
-        _one_context(bundle, threads) if setup == ONE_CONTEXT else _engines(bundle, setup, threads)
+    loaded = (
+        _OneContext(bundle, threads) if setup == ONE_CONTEXT else _Engines(bundle, setup, threads)
     )
-    card = nvml.card()
-    used = None if card is None else card.used_bytes()
     base = mapped(SMAPS.read_text(), root)
     for number, name in enumerate(domains, 1):
-        run(name, inputs[name])
+        loaded.add(name, inputs[name])
         now = mapped(SMAPS.read_text(), root)
         added = {key: max(0, now[key] - base[key]) for key in now}
-        device = None if card is None or used is None else (card.used_bytes() or used) - used
         other = added["pss"] - added["weights"] - added["plans"]
-        yield Step(domains=number, other=max(0, other), device=device, **added)
+        yield Step(domains=number, other=max(0, other), device=loaded.device(), **added)
 
 
-def _engines(bundle: Bundle, setup: str, threads: int) -> Callable[[str, list[Array]], None]:
-    runner, engines = Runner.parse(setup), list[Engine]()
+class _Engines:
+    """An engine for every domain."""
 
-    def run(name: str, inputs: list[Array]) -> None:
-        engines.append(runner.load(bundle, name, threads))
-        engines[-1](*inputs)
+    def __init__(self, bundle: Bundle, setup: str, threads: int) -> None:
+        self._bundle, self._runner, self._threads = bundle, Runner.parse(setup), threads
+        self._engines: list[Engine] = []
+        self._used = self._card()
 
-    return run
+    def add(self, name: str, inputs: list[Array]) -> None:
+        """Loads a domain and runs it."""
+        self._engines.append(self._runner.load(self._bundle, name, self._threads))
+        self._engines[-1](*inputs)
+
+    def device(self) -> int | None:
+        """Returns the bytes on a GPU: what the engines say, or what the card's use grew by."""
+        own = [engine.memory() for engine in self._engines if isinstance(engine, CudaEngine)]
+        if own:
+            return int(own[-1].weights + own[-1].tables + sum(memory.context for memory in own))
+        now = self._card()
+        return None if now is None or self._used is None else max(0, now - self._used)
+
+    def _card(self) -> int | None:
+        card = None if self._runner.on_host else nvml.card()
+        return None if card is None else card.used_bytes()
 
 
-def _one_context(bundle: Bundle, threads: int) -> Callable[[str, list[Array]], None]:
-    contexts: list[Context] = []
+class _OneContext:
+    """One context of the native runtime for all domains."""
 
-    def run(name: str, inputs: list[Array]) -> None:
-        model = open_model(bundle.root)
-        if not contexts:
-            contexts.append(Context(model, name, threads, None))
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self._bundle, self._threads = bundle, threads
+        self._context: Context | None = None
+
+    def add(self, name: str, inputs: list[Array]) -> None:
+        """Switches to a domain and runs it."""
+        model = open_model(self._bundle.root)
+        if self._context is None:
+            self._context = Context(model, name, self._threads, None)
         number = model.find(name)
         outputs = [np.empty(shape, np.float32) for shape in model.shapes(number, "output")]
-        contexts[0].select(number)
-        contexts[0].run(1, inputs, outputs)
+        self._context.select(number)
+        self._context.run(1, inputs, outputs)
 
-    return run
+    def device(self) -> None:
+        """Nothing is on a GPU."""
 
 
 def main() -> None:

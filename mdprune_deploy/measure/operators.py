@@ -2,9 +2,10 @@
 
 floor = max(MACs / peak, bytes / bandwidth), where the bytes are what the operator has to read and
 write: the input channels that it uses, its weights, its outputs, each once. Peak and bandwidth are
-the larger of a probe (a matrix product and a copy, with as many threads) and of the best operator,
-so no operator is below its floor; or what the user states. A floor is of arithmetic and memory
-alone: activations that are still in a cache cost less than `bytes` says, packing costs more.
+those of the best operator, so no operator is below its floor; on the processor those of a probe (a
+matrix product and a copy, with as many threads) where that is larger; or what the user states. A
+floor is of arithmetic and memory alone: activations that are still in a cache cost less than
+`bytes` says, packing costs more.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import torch
 from ..bundle import Bundle
 from ..emit.native.operators import Convolution, Depthwise, MatMul, Operator
 from ..emit.native.plan import Plan, read_plan
-from ..engines.native import Context, OperatorTime, open_model
-from .runner import make_inputs
+from ..engines.native import OperatorTime
+from .runner import HALF, Runner, make_inputs
 
 PROBE_ORDER = 1024
 """Rows and columns of the probe's matrices."""
 PROBE_BYTES = 64 << 20
 PROBES = 10
+BEST = "the best operator of the network"
 WARM_UP = 3
 RUNS = 50
 
@@ -76,14 +78,16 @@ class Profile:
     """The operators of one domain in the native engine.
 
     Attributes:
+        engine: The engine, as its runner is written.
         domain: The domain.
-        isa: The instruction set.
+        isa: What ran: an instruction set, or a GPU and a precision.
         runs: Runs of which the times are medians.
         peak: Multiply-accumulates per second.
         bandwidth: Bytes per second.
         operators: The operators, in the order that they run.
     """
 
+    engine: str
     domain: str
     isa: str
     runs: int
@@ -92,8 +96,8 @@ class Profile:
     operators: tuple[OperatorFigures, ...]
 
 
-def work_of(operator: Operator, plan: Plan) -> Work:
-    """Counts what an operator has to do."""
+def work_of(operator: Operator, plan: Plan, size: int = 4) -> Work:
+    """Counts what an operator has to do, with elements of `size` bytes."""
 
     def elements(tensors: Sequence[int | None]) -> int:
         return sum(plan.tensors[number].elements for number in tensors if number is not None)
@@ -107,28 +111,30 @@ def work_of(operator: Operator, plan: Plan) -> Work:
         moved = positions[0] * used + weights + elements(operator.writes())
         if operator.residual is not None:
             moved += y.elements
-        return Work(positions[0 if operator.transposed else 1] * weights, 4 * moved)
+        return Work(positions[0 if operator.transposed else 1] * weights, size * moved)
     moved = elements([*operator.reads(), *operator.writes()])
     macs = 0
     if isinstance(operator, Depthwise):
         macs = plan.tensors[operator.y].elements * int(np.prod(operator.kernel))
     elif isinstance(operator, MatMul):
         macs = plan.tensors[operator.y].elements * plan.tensors[operator.a].shape[-1]
-    return Work(macs, 4 * moved)
+    return Work(macs, size * moved)
 
 
 def profile(
     bundle: Bundle,
     domain: str,
+    runner: Runner,
     threads: int,
     peak: Rate | None = None,
     bandwidth: Rate | None = None,
 ) -> Profile:
-    """Times the operators of a domain in the native engine on the processor.
+    """Times the operators of a domain in the native engine.
 
     Args:
         bundle: A bundle with the native target.
         domain: The domain.
+        runner: The native engine and where it computes.
         threads: Threads that one call uses.
         peak: Multiply-accumulates per second that the user states; None for a probe's.
         bandwidth: Bytes per second that the user states; None for a probe's.
@@ -136,7 +142,7 @@ def profile(
     files = bundle.manifest.models[domain].native
     assert files is not None
     plan = read_plan(Path(bundle.root) / files.plan)
-    context = Context(open_model(bundle.root), domain, threads, None, profile=True)
+    context = runner.context(bundle, domain, threads, profile=True)
     inputs = make_inputs(bundle.manifest.models[domain].inputs, seed=0)
     outputs = [np.empty(shape, np.float32) for shape in context.output_shapes]
     rounds: list[list[OperatorTime]] = []
@@ -147,14 +153,18 @@ def profile(
         statistics.median(entry.nanoseconds for entry in entries) / 1e9
         for entries in zip(*rounds[WARM_UP:], strict=True)
     ]
-    works = [work_of(operator, plan) for operator in plan.operators]
+    size = 2 if runner.precision == HALF else 4
+    works = [work_of(operator, plan, size) for operator in plan.operators]
     pairs = list(zip(works, medians, strict=True))
-    peak = peak or _larger(probe_peak(threads), max(w.macs / s for w, s in pairs if s))
-    bandwidth = bandwidth or _larger(
-        probe_bandwidth(threads), max(w.bytes / s for w, s in pairs if s)
-    )
+    peak = peak or Rate(max(w.macs / s for w, s in pairs if s), BEST)
+    bandwidth = bandwidth or Rate(max(w.bytes / s for w, s in pairs if s), BEST)
+    if runner.on_host:
+        peak, bandwidth = (
+            _larger(peak, probe_peak, threads),
+            _larger(bandwidth, probe_bandwidth, threads),
+        )
     return Profile(
-        domain, context.isa, RUNS, peak, bandwidth,
+        str(runner), domain, context.isa, RUNS, peak, bandwidth,
         tuple(
             _figures(entry, work, seconds, peak, bandwidth)
             for entry, (work, seconds) in zip(rounds[0], pairs, strict=True)
@@ -177,8 +187,9 @@ def _figures(
     )
 
 
-def _larger(probe: Rate, best: float) -> Rate:
-    return probe if probe.per_second >= best else Rate(best, "the best operator of the network")
+def _larger(rate: Rate, probe: Callable[[int], Rate], threads: int) -> Rate:
+    """Returns the larger of a rate and a probe's, or what the user states."""
+    return max(rate, probe(threads), key=lambda r: r.per_second) if rate.source == BEST else rate
 
 
 def probe_peak(threads: int) -> Rate:

@@ -10,11 +10,13 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..engines import ENGINES, Array, Engine, load
+from ..engines.native import Context, open_model
 from ..errors import UsageError
 from ..manifest import TensorSpec
 
+NATIVE = "native"
 HOST = "cpu"
-FLOAT32 = "float32"
+FLOAT32, HALF = "float32", "float16"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Runner:
 
     Attributes:
         engine: The engine.
-        device: `cpu` or `cuda`.
+        device: `cpu`, `cuda`, or one of several, `cuda:1`.
         precision: `float32` or `float16`.
     """
 
@@ -39,6 +41,8 @@ class Runner:
             UsageError: The text has other parts, or there is no such engine.
         """
         engine, *rest = text.split(":")
+        if len(rest) > 1 and rest[1].isdigit():
+            rest[:2] = [":".join(rest[:2])]
         if len(rest) > 2 or "" in rest:
             raise UsageError(f"engine {text!r}: ENGINE[:DEVICE[:PRECISION]] is needed")
         if engine not in ENGINES:
@@ -48,11 +52,36 @@ class Runner:
     def __str__(self) -> str:
         return ":".join(part for part in (self.engine, self.device, self.precision) if part)
 
+    def filled(self, device: str | None, precision: str | None) -> Runner:
+        """Returns it with what it leaves out; another engine than the native one has its own."""
+        if self.engine != NATIVE:
+            return self
+        return Runner(self.engine, self.device or device, self.precision or precision)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it computes on the processor."""
+        return self.device in (None, HOST) and self.engine != "tensorrt"
+
     def load(self, bundle: Bundle, domain: str, threads: int) -> Engine:
         """Loads a domain."""
         chosen = {"device": self.device, "precision": self.precision}
         options: dict[str, Any] = {key: value for key, value in chosen.items() if value}
         return load(bundle, domain, self.engine, threads, **options)
+
+    def context(
+        self, bundle: Bundle, domain: str, threads: int, *, profile: bool = False
+    ) -> Context:
+        """Makes a context of the native runtime, which can switch and measure operators."""
+        return Context(
+            open_model(bundle.root),
+            domain,
+            threads,
+            None,
+            profile=profile,
+            device=self.device or HOST,
+            precision=self.precision or FLOAT32,
+        )
 
 
 def device_of(engine: Engine) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..engines.native import Context, open_model
-from .runner import make_inputs
+from .runner import Runner, make_inputs
 
 LOOP = 2000
 RUNS = 50
@@ -20,28 +20,31 @@ class Switch:
     """Microseconds of a switch, the call from Python included.
 
     Attributes:
+        engine: The engine, as its runner is written.
         loop_p50_us: Median where nothing runs in between.
         loop_p99_us: 99th percentile of the same.
         after_run_p50_us: Median after a run: what the switch reads has left the near caches.
         after_run_p99_us: 99th percentile of the same.
     """
 
+    engine: str
     loop_p50_us: float
     loop_p99_us: float
     after_run_p50_us: float
     after_run_p99_us: float
 
 
-def measure(bundle: Bundle, domains: list[str], threads: int) -> Switch:
+def measure(bundle: Bundle, domains: list[str], runner: Runner, threads: int) -> Switch:
     """Switches one context between domains, in turn.
 
     Args:
         bundle: A bundle with the native target.
         domains: At least two domains.
+        runner: The native engine and where it computes.
         threads: Threads that one run uses.
     """
     model = open_model(bundle.root)
-    context = Context(model, domains[0], threads, None)
+    context = runner.context(bundle, domains[0], threads)
     numbers = [model.find(name) for name in domains]
     inputs = [make_inputs(bundle.manifest.models[name].inputs, seed=0) for name in domains]
     outputs = [
@@ -54,7 +57,8 @@ def measure(bundle: Bundle, domains: list[str], threads: int) -> Switch:
         at = index % len(numbers)
         after.append(_select(context, numbers[at]))
         context.run(1, inputs[at], outputs[at])
-    return Switch(*np.percentile(loop, [50, 99]).tolist(), *np.percentile(after, [50, 99]).tolist())
+    figures = (*np.percentile(loop, [50, 99]).tolist(), *np.percentile(after, [50, 99]).tolist())
+    return Switch(str(runner), *figures)
 
 
 def _select(context: Context, number: int) -> float:

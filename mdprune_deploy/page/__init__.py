@@ -60,13 +60,13 @@ def _subtitle(document: dict[str, Any]) -> str:
 
 def _tiles(document: dict[str, Any]) -> str:
     """Returns the figures that come first."""
-    first = list(document["domains"].values())
-    medians = [figures["p50_ms"] for figures in first]
+    figures = list(document["domains"].values())
+    medians = [own["p50_ms"] for own in figures]
     span = number(min(medians))
     if number(max(medians)) != span:
         span += f" to {number(max(medians))}"
     found = [("p50 latency", f"{span} ms", str(document["settings"]["engines"][0]))]
-    ratios = [figures["ratio"] for figures in first if figures["ratio"] is not None]
+    ratios = [own["ratio"] for own in figures if own["ratio"] is not None]
     if ratios:
         mean = sum(ratios) / len(ratios)
         found.append(("over the dense network", f"{mean:.2f}", "mean of the domains' ratios"))
@@ -78,8 +78,9 @@ def _tiles(document: dict[str, Any]) -> str:
         rest = f"{shown.name}; dense copies: {mib(dense.sizes[-1])} MiB"
         found.append((what, f"{mib(shown.sizes[-1])} MiB", rest))
     if document["switch"]:
-        after = document["switch"]["after_run_p50_us"]
-        found.append(("switching the domain", f"{number(after)} µs", "median, after a run"))
+        first = document["switch"][0]
+        after = f"{number(first['after_run_p50_us'])} µs"
+        found.append(("switching the domain", after, f"{first['engine']}, median, after a run"))
     spent = [f["mj"] for entry in document["energy"] or [] for f in entry["domains"].values()]
     if spent:
         found.append(("energy of a call", f"{number(min(spent))} mJ", "the least of all rows"))

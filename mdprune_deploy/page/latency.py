@@ -23,9 +23,12 @@ def colour(index: int) -> str:
 
 
 def label_of(run: dict[str, Any]) -> str:
-    """Returns an engine as a user names it, with its device where that is not the processor."""
-    where = "" if run["device"] == "cpu" else f":{run['device']}:{run['precision']}"
-    return f"{run['engine']}{where}"
+    """Returns an engine as a user names it, without what is the default."""
+    parts = [run["engine"]]
+    if run["device"] != "cpu":
+        parts.append(run["device"])
+        parts += [run["precision"]] if run["precision"] != "float32" else []
+    return ":".join(parts)
 
 
 def engines_of(document: dict[str, Any]) -> list[str]:

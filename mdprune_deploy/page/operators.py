@@ -19,13 +19,6 @@ def operators(document: dict[str, Any]) -> str:
     profiles = document["operators"]
     if not profiles:
         return ""
-    first = profiles[0]
-    rates = (
-        f"Peak: {first['peak']['per_second'] / 1e9:,.1f} GMAC/s ({first['peak']['source']}); "
-        f"bandwidth: {first['bandwidth']['per_second'] / 1e9:,.1f} GB/s "
-        f"({first['bandwidth']['source']})"
-    )
-    more = "; the other domains' differ a little." if len(profiles) > 1 else "."
     parts = [
         paragraph(
             "The native engine's operators in the order that they run. Dark: the floor, the longer "
@@ -34,9 +27,24 @@ def operators(document: dict[str, Any]) -> str:
             "it. Activations still in a cache cost less than that, packing of weights costs more.",
             "how",
         ),
-        paragraph(rates + more, "how"),
         legend([("compute", "the floor is arithmetic"), ("moved", "the floor is memory")]),
     ]
+    by_engine: dict[str, list[dict[str, Any]]] = {}
+    for profile in profiles:
+        by_engine.setdefault(profile["engine"], []).append(profile)
+    for own in by_engine.values():
+        parts += _engine(own)
+    return section("Operators and their floors", *parts)
+
+
+def _engine(profiles: list[dict[str, Any]]) -> list[str]:
+    first = profiles[0]
+    rates = (
+        f"{first['engine']} ({first['isa']}). Peak: {number(first['peak']['per_second'] / 1e9)} "
+        f"GMAC/s ({first['peak']['source']}); bandwidth: "
+        f"{number(first['bandwidth']['per_second'] / 1e9)} GB/s ({first['bandwidth']['source']})"
+    )
+    parts = [paragraph(rates + ("; other domains' differ." if len(profiles) > 1 else "."), "how")]
     for index, profile in enumerate(profiles[:DOMAINS]):
         content = _picture(profile) + folded("As a table", _table(profile))
         parts.append(folded(f"{profile['domain']}: {_sums(profile)}", content, opened=index == 0))
@@ -45,7 +53,7 @@ def operators(document: dict[str, Any]) -> str:
         rows = [[profile["domain"], *_cells_of_sums(profile)] for profile in profiles]
         headings = ["domain", "operators ms", "floors ms", "over floor"]
         parts.append(folded("All domains as a table", table(headings, rows)))
-    return section("Operators and their floors", *parts)
+    return parts
 
 
 def _totals(profile: dict[str, Any]) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from plans import has_runtime
+from plans import CUDA_LIBRARY, CUDA_VARIABLE, has_runtime
 from test_power import Fake
 from tiny_checkpoints import DOMAINS, bundle, checkpoint
 
@@ -39,7 +39,8 @@ def test_all_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     setups = [series["setup"] for series in found["memory"]["series"]]
     assert setups == ["native", "onnxruntime", "one context"]
     assert [profile["domain"] for profile in found["operators"]] == list(DOMAINS)
-    assert found["switch"]["loop_p50_us"] > 0
+    assert [figures["engine"] for figures in found["switch"]] == ["native"]
+    assert {profile["engine"] for profile in found["operators"]} == {"native"}
     assert found["settings"]["engines"] == ["native", "onnxruntime"]
     again = json.loads(json.dumps(found, allow_nan=False))
     assert render(again) == render(found)
@@ -50,8 +51,27 @@ def test_progress_tells_every_part() -> None:
     settings = Settings((Runner("native"),), domains=("second",), peak_gmacs=50.0, **QUICK)
     _, found = measure(bundle(), settings, progress=lambda what, done, total: told.append(what))
     assert list(dict.fromkeys(told)) == ["memory", "calls", "operators"]
-    assert found["switch"] is None, "there is no other domain to switch to"
+    assert found["switch"] == [], "there is no other domain to switch to"
     assert found["operators"][0]["peak"] == {"per_second": 5e10, "source": "stated"}
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.exists(), reason="no device is there, not even emulated")
+def test_a_gpu_tells_its_memory_copies_and_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CUDA_VARIABLE, str(CUDA_LIBRARY))
+    gpu = Runner("native", "cuda", "float16")
+    _, found = measure(bundle(), Settings((gpu,), **QUICK))
+    for run in found["runs"]:
+        assert (run["device"], run["precision"]) == ("cuda", "float16")
+        assert None not in (run["host_to_device_p50_ms"], run["compute_p50_ms"])
+    (series,) = found["memory"]["series"]
+    (first, second) = (step["device"] for step in series["steps"])
+    assert 0 < first < second < 2 * first, "weights of both domains are there from the first on"
+    assert [figures["engine"] for figures in found["switch"]] == ["native:cuda:float16"]
+    for profile in found["operators"]:
+        assert profile["isa"].endswith("float16")
+        assert profile["peak"]["source"] == "the best operator of the network"
+        assert all(o["floor_us"] <= o["us"] * (1 + 1e-9) for o in profile["operators"])
+    assert "native:cuda:float16" in render(found)
 
 
 @pytest.mark.parametrize("targets", [("native",), ("onnx",), ("onnx", "native")])

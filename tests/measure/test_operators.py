@@ -11,6 +11,7 @@ from mdprune_deploy.emit.native.operators import Convolution, Depthwise, MatMul
 from mdprune_deploy.emit.native.plan import Plan
 from mdprune_deploy.measure import operators, switch
 from mdprune_deploy.measure.operators import Rate, Work, profile, work_of
+from mdprune_deploy.measure.runner import Runner
 
 needs_runtime = pytest.mark.skipif(not has_runtime(), reason="the native runtime is not built")
 
@@ -54,7 +55,7 @@ def test_depthwise_and_products_by_hand() -> None:
 @needs_runtime
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_the_operators_of_a_domain(domain: str) -> None:
-    found = profile(read_bundle(bundle()), domain, 1)
+    found = profile(read_bundle(bundle()), domain, Runner("native"), 1)
     native = read_bundle(bundle()).manifest.models[domain].native
     assert native is not None
     assert sum(operator.macs for operator in found.operators) == native.macs_emitted
@@ -67,7 +68,7 @@ def test_the_operators_of_a_domain(domain: str) -> None:
 @needs_runtime
 def test_floors_of_stated_rates() -> None:
     rates = Rate(1e9, "stated"), Rate(2e9, "stated")
-    found = profile(read_bundle(bundle()), "first", 1, *rates)
+    found = profile(read_bundle(bundle()), "first", Runner("native"), 1, *rates)
     assert (found.peak, found.bandwidth) == rates
     for operator in found.operators:
         compute, memory = operator.macs / 1e3, operator.bytes / 2e3
@@ -85,7 +86,8 @@ def test_probes_say_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_runtime
 def test_a_switch_takes_microseconds() -> None:
-    found = switch.measure(read_bundle(bundle()), list(DOMAINS), 1)
+    found = switch.measure(read_bundle(bundle()), list(DOMAINS), Runner("native"), 1)
+    assert found.engine == "native"
     assert 0 < found.loop_p50_us <= found.loop_p99_us
     assert 0 < found.after_run_p50_us <= found.after_run_p99_us
     assert found.loop_p50_us < 1000

@@ -16,6 +16,8 @@ from mdprune_deploy.measure.runner import Runner, device_of, precision_of
         ("native", Runner("native")),
         ("native:cuda", Runner("native", "cuda")),
         ("native:cuda:float16", Runner("native", "cuda", "float16")),
+        ("native:cuda:1", Runner("native", "cuda:1")),
+        ("native:cuda:1:float16", Runner("native", "cuda:1", "float16")),
     ],
 )
 def test_names_are_read_and_written_alike(text: str, runner: Runner) -> None:
@@ -33,6 +35,14 @@ def test_names_are_read_and_written_alike(text: str, runner: Runner) -> None:
 def test_names_that_are_none(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Runner.parse(text)
+
+
+def test_what_a_name_leaves_out_is_filled_in_for_the_native_engine() -> None:
+    assert Runner("native").filled("cuda", "float16") == Runner("native", "cuda", "float16")
+    assert Runner("native", "cpu").filled("cuda", None) == Runner("native", "cpu")
+    assert Runner("onnxruntime").filled("cuda", "float16") == Runner("onnxruntime")
+    places = [Runner("native"), Runner("native", "cuda:1"), Runner("tensorrt")]
+    assert [runner.on_host for runner in places] == [True, False, False]
 
 
 def test_the_processor_is_the_device_of_engines_that_name_none() -> None:

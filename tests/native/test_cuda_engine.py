@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_checkpoints
-from plans import RUNTIME, has_runtime
+from plans import CUDA_LIBRARY, CUDA_VARIABLE, RUNTIME, has_runtime
 from typer.testing import CliRunner
 
 import mdprune_deploy as mdp
@@ -24,13 +23,9 @@ from mdprune_deploy.engines.cuda import CudaEngine
 from mdprune_deploy.errors import BackendUnavailableError, UsageError
 from mdprune_deploy.verify import HALF_TOLERANCE
 
-VARIABLE = "MDPRUNE_CUDA_LIBRARY"
-EMULATED = Path(__file__).parents[2] / "build/test/tests/libmdprune_cuda_emulated.so"
-LIBRARY = Path(os.environ.get(VARIABLE, EMULATED))
-
 pytestmark = pytest.mark.skipif(not has_runtime(), reason="the native runtime is not built")
 needs_device = pytest.mark.skipif(
-    not LIBRARY.exists(), reason="no device is there, not even emulated"
+    not CUDA_LIBRARY.exists(), reason="no device is there, not even emulated"
 )
 
 
@@ -43,7 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(LIBRARY))
+    monkeypatch.setenv(CUDA_VARIABLE, str(CUDA_LIBRARY))
 
 
 def images(count: int = 2) -> np.ndarray:
@@ -53,8 +48,8 @@ def images(count: int = 2) -> np.ndarray:
 def test_a_missing_library_is_told_by_name(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "none.so"))
-    if LIBRARY.exists():
+    monkeypatch.setenv(CUDA_VARIABLE, str(tmp_path / "none.so"))
+    if CUDA_LIBRARY.exists():
         pytest.skip("a library that was found stays loaded")
     with pytest.raises(BackendUnavailableError, match=r"the CUDA kernels is not there: .*none\.so"):
         mdp.load(bundle, "first", device="cuda")

@@ -55,11 +55,11 @@ def document(*domains: str, scale: float = 1.0) -> dict[str, Any]:
             "arena": 1 << 18,
         },
         "energy": [{"engine": "native", "note": "no meter", "domains": {}}],
-        "switch": {"loop_p50_us": 0.5, "loop_p99_us": 0.7, "after_run_p50_us": 16.0,
-                   "after_run_p99_us": 30.0},
+        "switch": [{"engine": "native", "loop_p50_us": 0.5, "loop_p99_us": 0.7,
+                    "after_run_p50_us": 16.0, "after_run_p99_us": 30.0}],
         "operators": [
-            {"domain": name, "isa": "avx512", "runs": 50, "peak": rate, "bandwidth": rate,
-             "operators": OPERATORS}
+            {"engine": "native", "domain": name, "isa": "avx512", "runs": 50, "peak": rate,
+             "bandwidth": rate, "operators": OPERATORS}
             for name in names
         ],
     })  # fmt: skip

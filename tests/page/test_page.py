@@ -74,7 +74,7 @@ def test_sections_and_their_figures() -> None:
     assert found.row("first", "native")[: len(row)] == row
     assert found.row("2", "2.0") == ["2", "2.0", "2.0", "4.0", "8.0"]
     assert found.row("native", "2.0") == ["native", "2.0", "1.0", "0.50", "0.50", "–"]
-    assert found.row("after a run") == ["after a run", "16.0", "30.0"]
+    assert found.row("native", "0.500") == ["native", "0.500", "0.700", "16.0", "30.0"]
     assert found.rows.count(
         ["conv1", "Convolution", "900", "600", "1.50", "compute", "200", "1,000"]
     )
@@ -119,7 +119,7 @@ def test_one_domain_is_bars_without_a_curve() -> None:
 
 def test_what_was_not_measured_has_no_section() -> None:
     tree = document()
-    tree |= {"memory": None, "energy": None, "switch": None, "operators": []}
+    tree |= {"memory": None, "energy": None, "switch": [], "operators": []}
     assert page(tree).headings[1:] == ["Latency", "Machine and versions"]
 
 
@@ -173,6 +173,15 @@ def test_rare_slow_calls_do_not_hide_the_others() -> None:
     marks = [word for word in page(tree).words if re.fullmatch(r"[\d.]+", word)]
     assert "5" in marks and "90" not in marks
     assert "▸" in page(tree).words
+
+
+def test_operators_of_every_engine() -> None:
+    tree = document("first")
+    other = tree["operators"][0] | {"engine": "native:cuda:float16", "isa": "cuda:0 sm_87 float16"}
+    tree["operators"].append(other)
+    words = "".join(page(tree).words)
+    for name in ("native (avx512)", "native:cuda:float16 (cuda:0 sm_87 float16)"):
+        assert f"{name}. Peak: 50.0 GMAC/s (stated); bandwidth: 50.0 GB/s (stated)." in words
 
 
 def test_many_operators_and_domains_are_cut_and_said() -> None:
