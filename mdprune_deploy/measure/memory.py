@@ -2,9 +2,10 @@
 
 The proportional set size (PSS) counts a page that n processes map as 1/n of it, so memory that is
 shared is counted once over all processes. A process of its own (`python -m` this module) loads one
-domain after the other, runs each once, and notes what was added since before the first; pages of
-the bundle's weight files and plans are told apart by the file they are mapped from, and the rest is
-activations, buffers and what libraries allocate. Linux only.
+domain after the other, runs each once, and notes what was added since before the first: pages of
+the bundle's weight files and plans, told apart by the file they are mapped from, and memory of no
+file, which is activations, buffers and what libraries allocate. Pages of other files, the code of
+programs that come and go beside it, are not counted. Linux only.
 
     python -m mdprune_deploy.measure.memory BUNDLE ENGINE THREADS [DOMAIN ...]
 """
@@ -48,7 +49,7 @@ class Step:
         pss: All that was added.
         weights: Of it, mapped weight files.
         plans: Of it, other mapped files of the bundle: plans and models.
-        other: The rest: activations, buffers, libraries' own memory.
+        other: Memory of no file: activations, buffers, what libraries allocate.
         device: Bytes on a GPU: what the engine says, else what the whole card's use grew by; None
             where nothing tells it.
     """
@@ -121,28 +122,29 @@ def copies(manifest: Manifest, domains: Sequence[str]) -> Copies:
 
 
 def mapped(text: str, root: Path) -> dict[str, int]:
-    """Returns bytes of PSS by what they are mapped from.
+    """Returns bytes of PSS by what they are of: `weights`, `plans` and `other`.
 
     Args:
         text: The content of `/proc/PID/smaps`.
         root: The bundle, an absolute path without links.
     """
-    found = {"pss": 0, "weights": 0, "plans": 0}
+    found = {"weights": 0, "plans": 0, "other": 0}
     kind: str | None = None
     for line in text.splitlines():
         pss = _PSS.match(line)
-        if pss is not None:
-            size = int(pss[1]) * 1024
-            found["pss"] += size
-            if kind is not None:
-                found[kind] += size
-            continue
         mapping = _MAPPING.match(line)
-        if mapping is not None:
-            inside = mapping[1].startswith(f"{root}{os.sep}")
-            name = mapping[1].rpartition("/")[2]
-            kind = None if not inside else "weights" if _holds_weights(name) else "plans"
+        if pss is not None and kind is not None:
+            found[kind] += int(pss[1]) * 1024
+        elif mapping is not None:
+            kind = _kind(mapping[1], root)
     return found
+
+
+def _kind(path: str, root: Path) -> str | None:
+    """Returns what a mapping's pages count as, or None."""
+    if path.startswith(f"{root}{os.sep}"):
+        return "weights" if _holds_weights(path.rpartition("/")[2]) else "plans"
+    return None if path.startswith("/") else "other"  # such as [heap]
 
 
 def _holds_weights(name: str) -> bool:
@@ -161,8 +163,8 @@ def _steps(bundle: Bundle, setup: str, threads: int, domains: Sequence[str]) -> 
         loaded.add(name, inputs[name])
         now = mapped(SMAPS.read_text(), root)
         added = {key: max(0, now[key] - base[key]) for key in now}
-        other = added["pss"] - added["weights"] - added["plans"]
-        yield Step(domains=number, other=max(0, other), device=loaded.device(), **added)
+        total = sum(added.values())
+        yield Step(domains=number, pss=total, device=loaded.device(), **added)
 
 
 class _Engines:
