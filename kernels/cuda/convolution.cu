@@ -1,11 +1,9 @@
-// Chooses the kernel of a tiling and launches it.
+// What the host works out for a launch.
 
 #include <cstdint>
 #include <limits>
 
-#include "convolution.cuh"
-#include "launch.cuh"
-#include "tilings.h"
+#include "convolution_launch.cuh"
 
 namespace mdprune::cuda {
 namespace {
@@ -47,14 +45,8 @@ Epilogue make_epilogue(const Convolution& c) {
   return e;
 }
 
-template <typename T, class Tile, bool x_runs, bool w_runs>
-int launch_tile(const Convolution& c, Tiling tiling, const TileShape& tile,
-                const Launch& launched) {
-  static_assert(Tile::kThreads <= 256, "small blocks");
-  const std::size_t workspace = workspace_bytes(c, tiling);
-  if (launched.workspace_bytes < workspace) return cudaErrorInvalidValue;
-  ConvolutionArguments a{};
-  ConvolutionSource& s = a.source;
+ConvolutionSource make_source(const Convolution& c) {
+  ConvolutionSource s{};
   s.window = window_arguments(c.window, c.transposed);
   s.pixels = static_cast<int>(c.batch * volume(c.window.output));
   s.in_channels = static_cast<int>(c.in_channels);
@@ -67,33 +59,7 @@ int launch_tile(const Convolution& c, Tiling tiling, const TileShape& tile,
   s.strides = c.strides;
   s.slabs = c.slabs;
   s.x = c.x;
-  a.epilogue = make_epilogue(c);
-  a.filters = static_cast<int>(c.filters / c.groups);
-  const Tiles tiles = count_tiles(c, tile);
-  a.filter_tiles = static_cast<int>(tiles.along_filters);
-  a.steps = static_cast<int>(tiles.steps);
-  a.counters = static_cast<unsigned*>(launched.workspace);
-  a.parts =
-      reinterpret_cast<float*>(static_cast<std::uint8_t*>(launched.workspace) + kCounterBytes);
-  const dim3 grid(static_cast<unsigned>(tiles.along_pixels * tiles.along_filters),
-                  static_cast<unsigned>(tiling.splits), static_cast<unsigned>(c.groups));
-  return launch(convolution_kernel<T, Tile, x_runs, w_runs>, grid, Tile::kThreads,
-                Stages<T, Tile>::kBytes + sizeof(Pixel) * Tile::kPixels, launched.stream, a);
-}
-
-// Large tiles are for what comes in runs.
-template <typename T, class Tile>
-int launch_runs(const Convolution& c, Tiling tiling, const TileShape& tile,
-                const Launch& launched) {
-  return launch_tile<T, Tile, true, true>(c, tiling, tile, launched);
-}
-
-template <typename T, class Tile>
-int launch_any(const Convolution& c, Tiling tiling, const TileShape& tile, const Launch& launched) {
-  if (c.x_runs && c.w_runs) return launch_tile<T, Tile, true, true>(c, tiling, tile, launched);
-  if (c.x_runs) return launch_tile<T, Tile, true, false>(c, tiling, tile, launched);
-  if (c.w_runs) return launch_tile<T, Tile, false, true>(c, tiling, tile, launched);
-  return launch_tile<T, Tile, false, false>(c, tiling, tile, launched);
+  return s;
 }
 
 }  // namespace
@@ -102,24 +68,24 @@ int convolution(const Convolution& c, Tiling tiling, const Launch& launched) {
   const TileShape* const tile = find_tile(c, tiling);
   if (tile == nullptr || !fits(c)) return cudaErrorInvalidValue;
   if (c.x_runs && !aligned(c.x)) return cudaErrorInvalidValue;
-  if (c.type == kFloat) {
-    if (tile->pixels == 64)
-      return launch_any<float, FmaTile<64, 64, 8, 3>>(c, tiling, *tile, launched);
-    return launch_any<float, FmaTile<32, 32, 2, 4>>(c, tiling, *tile, launched);
-  }
-  if (tile->filters == 128) {
-    return launch_runs<Half, MmaTile<128, 128, 64, 32, 3>>(c, tiling, *tile, launched);
-  }
-  if (tile->pixels == 128) {
-    return launch_runs<Half, MmaTile<128, 64, 64, 32, 3>>(c, tiling, *tile, launched);
-  }
-  if (tile->filters == 64) {
-    return launch_any<Half, MmaTile<64, 64, 32, 32, 4>>(c, tiling, *tile, launched);
-  }
-  if (tile->pixels == 64) {
-    return launch_any<Half, MmaTile<64, 32, 32, 16, 4>>(c, tiling, *tile, launched);
-  }
-  return launch_any<Half, MmaTile<32, 32, 16, 16, 4>>(c, tiling, *tile, launched);
+  if (launched.workspace_bytes < workspace_bytes(c, tiling)) return cudaErrorInvalidValue;
+  const Tiles tiles = count_tiles(c, *tile);
+  ConvolutionLaunch l{};
+  ConvolutionArguments& a = l.arguments;
+  a.source = make_source(c);
+  a.epilogue = make_epilogue(c);
+  a.filters = static_cast<int>(c.filters / c.groups);
+  a.filter_tiles = static_cast<int>(tiles.along_filters);
+  a.steps = static_cast<int>(tiles.steps);
+  a.counters = static_cast<unsigned*>(launched.workspace);
+  a.parts =
+      reinterpret_cast<float*>(static_cast<std::uint8_t*>(launched.workspace) + kCounterBytes);
+  l.grid = dim3(static_cast<unsigned>(tiles.along_pixels * tiles.along_filters),
+                static_cast<unsigned>(tiling.splits), static_cast<unsigned>(c.groups));
+  l.x_runs = c.x_runs;
+  l.w_runs = c.w_runs;
+  l.stream = launched.stream;
+  return c.type == kHalf ? launch_halves(l, *tile) : launch_floats(l, *tile);
 }
 
 }  // namespace mdprune::cuda
