@@ -166,8 +166,9 @@ MDP_API const mdp_model* mdp_context_model(const mdp_context* context);
 /* `inputs` and `outputs`: one buffer of batch * elements floats for each, aligned as float.
  *
  * On a GPU, host buffers are copied, and the call returns when the outputs are there; the first run
- * of a domain makes a CUDA graph of it. Device buffers (`device_memory`) are used as they are: the
- * call launches on the stream and returns, which a caller may capture in a graph of its own. */
+ * of a domain makes a CUDA graph of it. Device buffers (`device_memory`) begin at multiples of 16
+ * bytes and are used as they are: the call launches on the stream and returns, which a caller may
+ * capture in a graph of its own. */
 MDP_API mdp_status mdp_context_run(mdp_context* context, size_t batch, const float* const* inputs,
                                    float* const* outputs);
 

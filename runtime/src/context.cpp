@@ -16,6 +16,8 @@
 namespace mdprune {
 namespace {
 
+constexpr std::size_t kDeviceAlignment = 16;
+
 std::unique_ptr<Runner> make_runner(const Model& model, const mdp_context_options& options) {
   const std::string device = options.device == nullptr ? "cpu" : options.device;
   if (device != "cpu") return make_cuda_runner(model, device, options);
@@ -32,7 +34,10 @@ std::unique_ptr<Runner> make_runner(const Model& model, const mdp_context_option
 }  // namespace
 
 Context::Context(const mdp_model& model, const mdp_context_options& options)
-    : model_(model), runner_(make_runner(*model.shared, options)), profiles_(options.profile != 0) {
+    : model_(model),
+      runner_(make_runner(*model.shared, options)),
+      profiles_(options.profile != 0),
+      alignment_(options.device_memory != 0 ? kDeviceAlignment : alignof(float)) {
   if (profiles_) {
     std::size_t most = 0;
     for (const Domain& domain : model.shared->domains) {
@@ -71,7 +76,7 @@ mdp_status Context::check(std::size_t batch, const float* const* inputs, float* 
     }
     for (std::size_t i = 0; i < ports.size(); ++i) {
       const auto address = reinterpret_cast<std::uintptr_t>(buffers[i]);
-      if (address == 0 || address % alignof(float) != 0) {
+      if (address == 0 || address % alignment_ != 0) {
         return fail(MDP_INVALID_ARGUMENT, "%s %zu (%.100s) is null or not aligned", what, i,
                     ports[i].name);
       }

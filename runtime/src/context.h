@@ -37,6 +37,7 @@ class Context {
   const mdp_model model_;
   const std::unique_ptr<Runner> runner_;
   const bool profiles_;
+  const std::size_t alignment_;  // of inputs and outputs
   std::size_t domain_ = 0;
   std::atomic<bool> busy_{false};
   std::vector<mdp_profile_entry> profile_;

@@ -229,9 +229,9 @@ TEST_P(CudaProductsTest, SplitsGiveTheSameBitsWhicheverBlockIsLast) {
   for (const KernelCase& c : cases("convolution_runs_")) {
     setting.tiling = {half() ? 3 : 1, 5};
     const Floats a = c.run(kernels_, {});
-    cuda::emulate::reversed = true;
+    reverse_warps(true);
     const Floats b = c.run(kernels_, {});
-    cuda::emulate::reversed = false;
+    reverse_warps(false);
     ASSERT_FALSE(setting.none);
     EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << c.name;
   }

@@ -105,6 +105,38 @@ TEST_F(CudaTest, ScalesMayBeActivations) {
                       {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, {0.5F, -1, 2, 0.25F}}, 1);
 }
 
+// Kernels that read 16 bytes at a time meet a tensor that begins between them.
+TEST_F(CudaTest, ActivationsMayBeginAnywhere) {
+  BundleWriter bundle;
+  PlanWriter plan(bundle.weights);
+  plan.flags = 1;
+  plan.input("x", {1, 35});
+  const std::uint32_t y = plan.output("y", {1, 4, 8});
+  const auto convolve = [&](std::uint32_t from, std::uint32_t to, float sign) {
+    std::vector<float> values(64);
+    for (std::size_t i = 0; i < 64; ++i) values[i] = sign * std::cos(float(i));
+    plan.add(
+        1, "convolution",
+        {from,  to,    kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone,
+         kNone, 0,     0,     0,     0,     1,     1, 1, 1, 1,     1,
+         1,     1,     1,     0,     0,     0,     0, 1, 0, 1,     plan.weight(values, {1, 8, 8}),
+         kNone, kNone, kNone, kNone});
+  };
+  plan.tensors.push_back({3, 0, {1, 4, 8}, 0, 0});  // the beginning of x
+  const auto view = static_cast<std::uint32_t>(plan.tensors.size() - 1);
+  const std::uint32_t memory = plan.arena({40});
+  plan.tensors.push_back({0, 0, {1, 4, 8}, 0, plan.tensors[memory].offset + 4});
+  const auto shifted = static_cast<std::uint32_t>(plan.tensors.size() - 1);
+  convolve(view, shifted, 1.0F);
+  convolve(shifted, y, -1.0F);
+  plan.files.emplace_back("weights.bin", bundle.weights.bytes.size());
+  bundle.plans.emplace_back("only", plan.finish());
+  bundle.write(directory_.path("shifted"));
+  std::vector<float> values(3 * 35);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = std::sin(float(i));
+  expect_equal_to_cpu(directory_.path("shifted"), {values}, 3);
+}
+
 TEST_F(CudaTest, SaysWhatRuns) {
   const Model model(path());
   const std::string name = Context(model, options_of("cuda:0", "float16")).isa();
@@ -214,6 +246,8 @@ TEST_F(CudaTest, RunsOnTheCallersStreamAndMemory) {
       EXPECT_EQ(y2, expected[1]);
     };
     library.to_device(x.data(), values.data(), x.size(), stream.get());
+    const float* between[] = {inputs[0] + 1};
+    EXPECT_EQ(mdp_context_run(context.handle(), 1, between, outputs), MDP_INVALID_ARGUMENT);
     context.run(2, inputs, outputs);
     expect_outputs();
 

@@ -53,7 +53,7 @@ class Prepare final : public Visitor {
     }
     pending_.push_back(std::move(pending));
 
-    const Operand x = activation(o.x), y = activation(o.y), y2 = activation(o.y2);
+    const Operand x = aligned(o.x), y = activation(o.y), y2 = activation(o.y2);
     const Operand scale = floats(o.scale), shift = floats(o.shift);
     const Operand scale2 = floats(o.scale2), shift2 = floats(o.shift2);
     const Operand residual = activation(o.residual);
@@ -257,6 +257,20 @@ class Prepare final : public Visitor {
       case Place::kOutput: return outputs_[address.offset()];
       default: return weights_.add(address.constant(), address.elements());
     }
+  }
+
+  // One that begins at a multiple of 16 bytes, as a convolution's input must; a copy if need be.
+  // The memory that a caller gives begins so.
+  Operand aligned(const Address& address) {
+    constexpr std::size_t kAlignment = 16;
+    const Operand operand = activation(address);
+    const bool port = operand.block == Block::kInput || operand.block == Block::kOutput;
+    if ((port ? operand.stride * sizeof(float) : operand.offset) % kAlignment == 0) return operand;
+    const Operand copied = make_arena(bytes(address.elements()));
+    add([=, type = type_, n = address.elements()](const DeviceRun& run) {
+      return run.library->unary({type, n, operand.x(run), copied.y(run), {}}, run.launch);
+    });
+    return copied;
   }
 
   // One that kernels read as floats, whatever the activations are.
