@@ -173,6 +173,16 @@ def test_an_engine_is_built_once(faked: Path) -> None:
     assert (folder / "timing.sm87.trt10.3.0.cache").read_bytes() == b"moremore"
 
 
+def test_bench_tells_copies_and_computing_apart(faked: Path) -> None:
+    options = ["--latency-only", "--runs", "3", "--json"]
+    result = mdprune("bench", str(faked), "--engine", "tensorrt:cuda:float16", *options)
+    assert result.exit_code == 0, result.stderr
+    for run in json.loads(result.stdout)["runs"]:
+        assert (run["engine"], run["device"], run["precision"]) == ("tensorrt", "cuda", "float16")
+        phases = [run[f"{p}_p50_ms"] for p in ("host_to_device", "compute", "device_to_host")]
+        assert None not in phases
+
+
 def test_the_batch_that_an_engine_is_built_for(faked: Path) -> None:
     engine = mdp.load(faked, "first", "tensorrt")
     with pytest.raises(mdp.UsageError, match="not built for input 'x' of shape"):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import nvml
 
-PACKAGES = ("mdprune-deploy", "numpy", "onnxruntime", "tensorrt", "torch")
+PACKAGES = ("mdprune-deploy", "numpy", "onnxruntime", "pycuda", "tensorrt", "torch")
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "asimd", "sve")
 ROOT = Path("/")
 _SECONDS = 5
