@@ -159,6 +159,7 @@ bench: setup $(BENCH)/6/r50-regular $(BENCH)/20/r50-regular
 	$(PYTHON) -m benchmarks.torch_pruning
 	$(PYTHON) -m benchmarks.budget_tradeoff
 	$(PYTHON) -m benchmarks.layout
+	$(PYTHON) -m benchmarks.packing
 	$(PYTHON) -m benchmarks.compile_cost
 
 $(BENCH)/6/r50-regular: | setup

@@ -16,6 +16,7 @@ from benchmarks import (
     latency,
     layout,
     memory,
+    packing,
     switch,
     torch_pruning,
 )
@@ -195,6 +196,11 @@ SCRIPTS = {
     latency: (["--networks", "wrn-tiny", "--domains", "2", "--rounds", "2"], 12, "over dense"),
     gather: (["--network", "wrn-tiny", "--rounds", "1"], 8, "ratio"),
     layout: (["--networks", "wrn-tiny", "--counts", "2"], 2, "grouped"),
+    packing: (
+        ["--rows", "32", "--filters", "64", "--slabs", "1", "2", "--mebibytes", "1"],
+        2,
+        "LINE_NS",
+    ),
     compile_cost: (["--network", "wrn-tiny", "--counts", "1"], 1, "peak MiB"),
     torch_pruning: (["--networks", "wrn-tiny", "--domains", "1", "--rounds", "2"], 5, "exact"),
 }

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdprune_deploy.layout.extend import take
-from mdprune_deploy.layout.union import GROUP_COST, Selection, Slab, union
+from mdprune_deploy.layout.extend import JOIN_COST, take
+from mdprune_deploy.layout.union import Selection, Slab, union
 
 
 @given(
@@ -43,15 +43,15 @@ def test_what_is_taken_and_what_is_missing_make_the_rectangle(
 
 
 def test_a_slab_that_lacks_filters_is_completed_where_that_is_less_than_storing_its_rows() -> None:
-    slab = Slab(np.arange(64), np.arange(0, 64, 2))
-    added = Selection(np.array([0, 1, 2, 4, 6, 8]), np.arange(10, 80))
+    slab = Slab(np.arange(128), np.arange(0, 64, 2))
+    added = Selection(np.array([0, 1, 2, 4, 6, 8]), np.arange(10, 180))
     (taking,), missing = take([slab], added, taps=9)
-    assert taking.rows.tolist() == [channel >= 10 for channel in range(64)]
+    assert taking.rows.tolist() == [channel >= 10 for channel in range(128)]
     assert np.flatnonzero(taking.bits).tolist() == [0, 1, 2, 3, 4]
     assert taking.outputs.tolist() == [True, False, True, True, True, True]
-    assert missing.tolist() == list(range(64, 80))
+    assert missing.tolist() == list(range(128, 180))
     few = Selection(added.filters, np.array([3]))  # one row of 9 x 5 weights
-    assert GROUP_COST > 4 * 9 * 5
+    assert JOIN_COST > 4 * 9 * 5
     assert take([slab], few, taps=9)[0] == ()
 
 

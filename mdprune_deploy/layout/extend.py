@@ -4,7 +4,7 @@ Reader O x I takes of a slab the rows of its channels I, and of them the filters
 slab lacks some of these, what it lacks in these rows is stored as another slab, and both together
 are read as one. A slab is worth taking for what need not be stored again,
 
-    bytes of the pairs that it has - `GROUP_COST` for every slab to read,
+    bytes of the pairs that it has - `GROUP_COST`, or `JOIN_COST` where it lacks filters,
 
 the best first, each for the channels that are not taken yet.
 """
@@ -17,6 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .union import FLOAT, GROUP_COST, Bits, Indices, Selection, Slab
+
+JOIN_COST = 4 * GROUP_COST
+"""Bytes that may be stored so that a reader has one pair less of slabs that complete each other:
+there are two, and what joins is packed filter by filter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,4 +79,4 @@ def _of(number: int, slab: Slab, selection: Selection) -> Taking | None:
 
 def _worth(taking: Taking, rows: Bits, taps: int) -> int:
     pairs = int(rows.sum()) * int(taking.bits.sum())
-    return FLOAT * taps * pairs - GROUP_COST * (1 if taking.outputs.all() else 2)
+    return FLOAT * taps * pairs - (GROUP_COST if taking.outputs.all() else JOIN_COST)
