@@ -39,10 +39,12 @@ bool widen_words(Axes<2>& axes, std::size_t width) {
   return true;
 }
 
+// Whether tiles are worth it: of a short axis caches hold whole lines until they are used up.
 bool is_transposed(const Axes<2>& axes) {
+  constexpr std::size_t kShort = kMoveTile / 2;
   const int last = axes.rank - 1;
   return last > 0 && axes.stride[1][last] == 1 && axes.stride[0][last - 1] == 1 &&
-         axes.stride[0][last] != 1;
+         axes.stride[0][last] != 1 && axes.size[last] >= kShort && axes.size[last - 1] >= kShort;
 }
 
 }  // namespace
