@@ -37,6 +37,7 @@ class DeviceMemory {
  public:
   explicit DeviceMemory(const std::vector<char>& bytes) : bytes_(bytes.size()) {
     if (device->allocate(&memory_, bytes_ + 1) != 0) fail("allocate");
+    if (bytes.empty()) return;
     if (device->to_device(memory_, bytes.data(), bytes_, nullptr) != 0) fail("to_device");
   }
   DeviceMemory(const DeviceMemory&) = delete;
