@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx_ir as ir
@@ -94,10 +95,10 @@ def expect(graph: Graph, *outputs: ir.Value) -> Plan:
         plan = written(model, graph.feeds, folder)
         found = Interpreter(plan, folder / FOLDER, np.float64)(*graph.feeds.values())
         _compare(wanted, found, STORED, "the interpreter")
-        if has_runtime():
-            for isa in (None, "reference"):
-                run = run_plan(folder, plan, list(graph.feeds.values()), isa)
-                _compare(wanted, run, RUNTIME, f"the runtime, {isa or 'fastest'}")
+        kinds = [(device, None) for device in devices()]
+        for device, isa in [*kinds, *([("cpu", "reference")] if has_runtime() else [])]:
+            run = run_plan(folder, plan, list(graph.feeds.values()), isa, device=device)
+            _compare(wanted, run, RUNTIME, f"the runtime on {device}, {isa or 'fastest'}")
     return plan
 
 
@@ -119,11 +120,24 @@ def has_runtime() -> bool:
     return True
 
 
+def devices() -> tuple[str, ...]:
+    """Returns where the C++ library runs plans here: nowhere if it is not built."""
+    if not has_runtime():
+        return ()
+    return ("cpu", "cuda") if CUDA_LIBRARY.exists() else ("cpu",)
+
+
 def run_plan(
-    folder: Path, plan: Plan, inputs: Sequence[Array], isa: str | None, domain: str = "d"
+    folder: Path,
+    plan: Plan,
+    inputs: Sequence[Array],
+    isa: str | None,
+    domain: str = "d",
+    device: str = "cpu",
 ) -> list[Array]:
     """Runs a bundle's plan with the C++ library."""
-    context = native.Context(native.Model(folder), domain, 1, isa)
+    with mock.patch.dict(os.environ, {CUDA_VARIABLE: str(CUDA_LIBRARY)}):
+        context = native.Context(native.Model(folder), domain, 1, isa, device=device)
     outputs = [np.full(shape, np.nan, np.float32) for shape in context.output_shapes]
     context.run(1, [np.ascontiguousarray(x, dtype=np.float32) for x in inputs], outputs)
     return outputs

@@ -12,7 +12,7 @@ from any_network import any_network, some_groups_are_split
 from checks import inputs_for, rounding
 from graphs import Drawn, Network, mask
 from native_interpreter import Interpreter
-from plans import RUNTIME, has_runtime, run_plan
+from plans import RUNTIME, devices, run_plan
 
 from mdprune_deploy import CheckpointError, Domain
 from mdprune_deploy.emit.native.operators import Convolution, Depthwise
@@ -80,11 +80,13 @@ def exact_plans(drawn: Drawn) -> list[Plan]:
             found = Interpreter(plan, root / FOLDER, np.float64)(x)
             allowed = max(STORED, 4 * rounding(checkpoint, domain, expected, x))
             compare(expected, found, allowed, f"{domain}, the interpreter")
-            if has_runtime():
-                images = [run_plan(root, plan, [x[i : i + 1]], None, domain) for i in range(3)]
+            for device in devices():
+                images = [
+                    run_plan(root, plan, [x[i : i + 1]], None, domain, device) for i in range(3)
+                ]
                 batch = [np.concatenate(parts) for parts in zip(*images, strict=True)]
                 allowed = max(RUNTIME, 4 * rounding(checkpoint, domain, expected, x))
-                compare(expected, batch, allowed, f"{domain}, the runtime")
+                compare(expected, batch, allowed, f"{domain}, the runtime on {device}")
             assert all(t.offset % 64 == 0 for t in plan.tensors if t.place is Place.WEIGHTS)
         return plans
 
