@@ -53,7 +53,7 @@ demo: setup
 	$(PYTHON) examples/train.py --output $(DEMO) $(TRAIN)
 	$(MDPRUNE) compile $(DEMO)/model.pt --budget $(BUDGET) -o $(DEMO)/bundle --force
 	$(MDPRUNE) verify $(DEMO)/bundle --against $(DEMO)/model.pt
-	$(MDPRUNE) bench $(DEMO)/bundle --against $(DEMO)/model.pt --json > $(DEMO)/bench.json
+	$(MDPRUNE) bench $(DEMO)/bundle --against $(DEMO)/model.pt --html $(DEMO)/bench.html --json > $(DEMO)/bench.json
 	@$(PYTHON) examples/demo.py $(DEMO)
 
 test: test-cpp
