@@ -293,7 +293,12 @@ def _end(run: Interpreter, operator: Convolution | Depthwise, acc: np.ndarray) -
 def _convolution(run: Interpreter, operator: Convolution) -> None:
     x, shape = run.get(operator.x), run.plan.tensors[operator.y].shape
     filters = shape[-1]
-    weight = _weight(run, operator, filters)
+    weight = _weight(run, operator, operator.filters)
+    behind = filters - operator.filters  # nobody reads these
+    assert behind >= 0 and -(-filters // 16) == -(-operator.filters // 16)
+    assert behind == 0 or operator.groups == 1
+    padding = ((0, 0), (0, behind), (0, 0), (0, 0))
+    weight = np.pad(weight, padding, constant_values=np.nan)
     groups, per_group, channels, taps = weight.shape
     for ones in (operator.kernel, operator.stride, operator.dilation):
         assert all(value == 1 for value in ones[: 3 - operator.spatial])

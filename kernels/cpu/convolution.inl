@@ -1088,7 +1088,9 @@ class Unit {
     }
     selected_ = &slab;
     for (std::size_t i = 0; i < count_; ++i) {
-      selections_[i] = Selection(slab, first_filter_ + panels_[i].begin, panels_[i].filters);
+      const std::size_t first = first_filter_ + panels_[i].begin;
+      selections_[i] =
+          Selection(slab, first, std::min(panels_[i].filters, call_.stored_filters - first));
     }
   }
 

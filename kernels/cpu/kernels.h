@@ -51,11 +51,12 @@ struct Convolution {
   Window window;
   bool transposed;
   std::size_t groups;
-  std::size_t in_channels;    // of x, all of them
-  std::size_t filters;        // of y, all groups
-  std::size_t reduction;      // channels read per group
-  const std::int32_t* index;  // groups x reduction positions in x, or null
-  const Slab* slabs;          // form 0, or null
+  std::size_t in_channels;     // of x, all of them
+  std::size_t filters;         // of y, all groups
+  std::size_t reduction;       // channels read per group
+  const std::int32_t* index;   // groups x reduction positions in x, or null
+  std::size_t stored_filters;  // those that the weights have: what y has behind them is not read
+  const Slab* slabs;           // form 0, or null
   std::size_t slab_count;
   const float* packed;  // form 1, or null
   const float* x;

@@ -219,7 +219,7 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t y2 = plan.arena({1, 8, 8, filters});
   // Four rows of one slab; two of another, and for the filters that it lacks of a third.
   plan.add(1, "convolution", {x, y, scale, shift, kNone, index, 1, 0, 0, y2, scale, shift, 0, 0,
-           0, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 3,
+           0, 2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, filters, 3,
            shared_weight(shared.first, {9, 5, 12}), bits, four, kNone,
            shared_weight(shared.second, {9, 2, 5}), kNone, kNone, plan.integers({0x1F}, {1}),
            shared_weight(shared.third, {9, 3, 3}), kNone, plan.integers({0x5}, {1}),
@@ -246,7 +246,7 @@ void write_network(PlanWriter& plan, const SharedWeights& shared, std::uint32_t 
   const std::uint32_t head = plan.data(noise(filters * 16, 8 + domain), {1, 1, 1, filters, 16});
   const std::uint32_t logits = plan.arena({1, classes});
   plan.add(1, "head", {mean, logits, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0,
-           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, head, kNone, kNone, kNone, kNone});
+           0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, classes, 1, head, kNone, kNone, kNone, kNone});
   plan.add(9, "softmax", {logits, logits, 0, 1, classes, 1});
   plan.add(11, "matmul", {logits, plan.data(noise(classes * classes, 9), {classes, classes}),
            scores});

@@ -115,12 +115,25 @@ TEST_F(CudaTest, ActivationsMayBeginAnywhere) {
   const auto convolve = [&](std::uint32_t from, std::uint32_t to, float sign) {
     std::vector<float> values(64);
     for (std::size_t i = 0; i < 64; ++i) values[i] = sign * std::cos(float(i));
-    plan.add(
-        1, "convolution",
-        {from,  to,    kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone,
-         kNone, 0,     0,     0,     0,     1,     1, 1, 1, 1,     1,
-         1,     1,     1,     0,     0,     0,     0, 1, 0, 1,     plan.weight(values, {1, 8, 8}),
-         kNone, kNone, kNone, kNone});
+    plan.add(1, "convolution", {from,  to,
+                                kNone, kNone,
+                                kNone, kNone,
+                                0,     0,
+                                0,     kNone,
+                                kNone, kNone,
+                                0,     0,
+                                0,     0,
+                                1,     1,
+                                1,     1,
+                                1,     1,
+                                1,     1,
+                                1,     0,
+                                0,     0,
+                                0,     1,
+                                0,     8,
+                                1,     plan.weight(values, {1, 8, 8}),
+                                kNone, kNone,
+                                kNone, kNone});
   };
   plan.tensors.push_back({3, 0, {1, 4, 8}, 0, 0});  // the beginning of x
   const auto view = static_cast<std::uint32_t>(plan.tensors.size() - 1);

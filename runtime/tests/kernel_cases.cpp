@@ -90,6 +90,7 @@ struct ConvolutionCase {
   std::size_t batch = 1, channels = 8, groups = 1, filters = 16;
   std::vector<StoredSlab> slabs;  // none: packed
   std::size_t reduction = 0;      // packed: per group
+  std::size_t missing = 0;        // filters at the end without weights
   std::size_t block = 1;          // index and bit sets are runs of as many, aligned
   bool residual_index = false;    // the residual has 5 channels more
   bool index = false, scale = true, residual = false, second = false, transposed = false;
@@ -132,6 +133,7 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
   call.groups = c.groups;
   call.in_channels = c.channels;
   call.filters = c.filters;
+  call.stored_filters = c.filters - c.missing;
   std::vector<Floats> data;
   std::vector<std::vector<std::uint32_t>> bits;
   std::vector<cpu::Slab> slabs;
@@ -142,15 +144,15 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
       return bits.back().data();
     };
     cpu::Slab slab{data.back().data(), stored.rows, stored.filters, nullptr, nullptr, stored.rows};
-    std::size_t used = c.filters;
+    std::size_t used = call.stored_filters;
     if (stored.outputs != 0) {
       used = stored.outputs;
-      slab.outputs = bit_set(c.filters, used);
+      slab.outputs = bit_set(call.stored_filters, used);
     } else if (stored.joins) {
       std::vector<std::uint32_t> others(slabs.back().outputs,
-                                        slabs.back().outputs + (c.filters + 31) / 32);
+                                        slabs.back().outputs + (call.stored_filters + 31) / 32);
       for (std::size_t f = 0; f < 32 * others.size(); ++f) {
-        if (f < c.filters) others[f / 32] ^= 1U << (f % 32);
+        if (f < call.stored_filters) others[f / 32] ^= 1U << (f % 32);
       }
       bits.push_back(others);
       slab.outputs = bits.back().data();
@@ -212,6 +214,9 @@ Floats run_convolution(const ConvolutionCase& c, const std::string& name, const 
   }
   kernels.convolution(call, parallel);
   if (c.second) y.insert(y.end(), y2.begin(), y2.end());
+  for (std::size_t i = 0; i < y.size(); ++i) {  // what is behind the last filter is unspecified
+    if (i % c.filters >= call.stored_filters) y[i] = 0.0F;
+  }
   return y;
 }
 
@@ -236,6 +241,10 @@ void add_convolutions(std::vector<KernelCase>& cases) {
     add(name + "_slabs", c);
     c.slabs = {{70, 40, 33}, {5, 19, 1}, {32, 19, 32}, {3, 40}, {40, 48, 9}};
     add(name + "_rows", c);
+    c.missing = 2;
+    c.slabs = {{5, 17}, {3, 40, 2}};
+    add(name + "_missing", c);
+    c.missing = 0;
     c.slabs = {{9, 12, 4, 11}, {4, 16, 0, 0, true}, {3, 19}, {40, 5, 9, 5}, {9, 14, 0, 0, true}};
     add(name + "_joined", c);
     c.slabs = {};

@@ -35,13 +35,13 @@ struct Broken {
   // clang-format off
   Words convolution() const {
     return {x, y, kNone, kNone, kNone, kNone, 0, 0, 0, kNone, kNone, kNone, 0, 0, 0,
-            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 1, slab, bits, kNone, kNone, kNone};
+            2, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 1, 0, 8, 1, slab, bits, kNone, kNone, kNone};
   }
   // clang-format on
   // The convolution of several readings of the slab: stored filters, the output's, and rows.
   void join(const std::vector<std::vector<std::int32_t>>& readings) {
     Words words = convolution();
-    words.resize(31);
+    words.resize(32);
     words.push_back(static_cast<std::uint32_t>(readings.size()));
     for (const auto& sets : readings) {
       words.push_back(slab);
@@ -171,7 +171,7 @@ const Refusal kRefusals[] = {
      }},
     {"weights are not in the bundle",
      [](Broken& b) {
-       b.convolve({{32, b.hidden}});
+       b.convolve({{33, b.hidden}});
      }},
     {"an index list is not one of the bundle",
      [](Broken& b) {
@@ -187,59 +187,71 @@ const Refusal kRefusals[] = {
      }},
     {"a convolution has no weight",
      [](Broken& b) {
+       b.convolve({{32, 0}});
+     }},
+    {"the weights' filters are not the output's",
+     [](Broken& b) {
+       b.convolve({{31, 9}});
+     }},
+    {"the weights' filters are not the output's",
+     [](Broken& b) {
        b.convolve({{31, 0}});
      }},
     {"a slab's used filters are not those of the output",
      [](Broken& b) {
-       b.convolve({{33, kNone}});
+       b.convolve({{31, 7}});
      }},
     {"a slab's used filters are not those of the output",
      [](Broken& b) {
-       b.convolve({{33, b.plan.integers({0x7F}, {1})}});
+       b.convolve({{34, kNone}});
+     }},
+    {"a slab's used filters are not those of the output",
+     [](Broken& b) {
+       b.convolve({{34, b.plan.integers({0x7F}, {1})}});
      }},
     {"goes past its end",
      [](Broken& b) {
-       b.convolve({{33, b.plan.integers({0x1FE0}, {1})}});
-     }},
-    {"bit set has the wrong length",
-     [](Broken& b) {
-       b.convolve({{33, b.plan.integers({0xFF, 0}, {2})}});
-     }},
-    {"no row of a slab is used",
-     [](Broken& b) {
-       b.convolve({{34, b.plan.integers({0}, {1})}});
-     }},
-    {"goes past its end",
-     [](Broken& b) {
-       b.convolve({{34, b.plan.integers({0x100}, {1})}});
+       b.convolve({{34, b.plan.integers({0x1FE0}, {1})}});
      }},
     {"bit set has the wrong length",
      [](Broken& b) {
        b.convolve({{34, b.plan.integers({0xFF, 0}, {2})}});
      }},
+    {"no row of a slab is used",
+     [](Broken& b) {
+       b.convolve({{35, b.plan.integers({0}, {1})}});
+     }},
+    {"goes past its end",
+     [](Broken& b) {
+       b.convolve({{35, b.plan.integers({0x100}, {1})}});
+     }},
+    {"bit set has the wrong length",
+     [](Broken& b) {
+       b.convolve({{35, b.plan.integers({0xFF, 0}, {2})}});
+     }},
     {"channels are not those of the input",
      [](Broken& b) {
-       b.convolve({{34, b.plan.integers({0x7F}, {1})}});
+       b.convolve({{35, b.plan.integers({0x7F}, {1})}});
      }},
     {"a packed weight is not",
      [](Broken& b) {
-       b.convolve({{30, 1}, {32, b.slab}, {33, kNone}});
+       b.convolve({{30, 1}, {33, b.slab}, {34, kNone}});
      }},
     {"a packed convolution has a bit set",
      [](Broken& b) {
-       b.convolve({{30, 1}, {32, b.packed}});
+       b.convolve({{30, 1}, {33, b.packed}});
      }},
     {"a packed convolution has a bit set",
      [](Broken& b) {
-       b.convolve({{30, 1}, {32, b.packed}, {33, kNone}, {34, b.bits}});
+       b.convolve({{30, 1}, {33, b.packed}, {34, kNone}, {35, b.bits}});
      }},
     {"a packed convolution has a bit set",
      [](Broken& b) {
-       b.convolve({{30, 1}, {32, b.packed}, {33, kNone}, {35, b.bits}});
+       b.convolve({{30, 1}, {33, b.packed}, {34, kNone}, {36, b.bits}});
      }},
     {"a slab's used filters are not those of the output",
      [](Broken& b) {
-       b.convolve({{35, b.plan.integers({0x7F}, {1})}});
+       b.convolve({{36, b.plan.integers({0x7F}, {1})}});
      }},
     {"a slab lacks filters that no other one has",
      [](Broken& b) {
@@ -259,7 +271,7 @@ const Refusal kRefusals[] = {
      }},
     {"a packed convolution has one weight",
      [](Broken& b) {
-       b.convolve({{30, 1}, {31, 2}});
+       b.convolve({{30, 1}, {32, 2}});
      }},
     {"an index is outside of its axis",
      [](Broken& b) {
@@ -304,11 +316,11 @@ const Refusal kRefusals[] = {
      }},
     {"an index is outside of its axis",
      [](Broken& b) {
-       b.convolve({{4, b.plan.arena({16, 7})}, {36, b.index}});
+       b.convolve({{4, b.plan.arena({16, 7})}, {37, b.index}});
      }},
     {"and there is none",
      [](Broken& b) {
-       b.convolve({{36, b.index}});
+       b.convolve({{37, b.index}});
      }},
 
     {"a pool changes the channels",

@@ -29,7 +29,7 @@ EVERY = (
         name="conv", x=0, y=1, scale=2, residual=1, index=3, y2=4, shift2=2, spatial=2,
         residual_index=6,
         activation=op.Activation(op.Function.CLIP, -0.5, 6.0), kernel=(1, 3, 5), stride=(1, 2, 1),
-        dilation=(1, 1, 2), pad=(0, 1, 4), transposed=1, groups=1, form=0,
+        dilation=(1, 1, 2), pad=(0, 1, 4), transposed=1, groups=1, form=0, filters=9,
         weights=((5, 6, None, None), (7, None, 3, 8)),
     ),
     op.Depthwise(x=0, y=1, weight=5, spatial=1, kernel=(1, 1, 3)),
@@ -90,7 +90,8 @@ def test_the_words_of_a_convolution_are_those_of_the_specification() -> None:
     none = 0xFFFFFFFF
     assert EVERY[0].words() == [
         0, 1, 2, none, 1, 3, 2, half, six, 4, none, 2, 0, 0, 0, 2,
-        1, 3, 5, 1, 2, 1, 1, 1, 2, 0, 1, 4, 1, 1, 0, 2, 5, 6, none, none, 7, none, 3, 8, 6,
+        1, 3, 5, 1, 2, 1, 1, 1, 2, 0, 1, 4, 1, 1, 0, 9, 2, 5, 6, none, none, 7, none, 3, 8,
+        6,
     ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from . import elementwise, mixing, movement, product
 from .draft import Draft
 from .fuse import fuse
 from .lowering import RULES, Layout, Lowering, Share
+from .pad import pad_channels
 
 __all__ = ["elementwise", "lower", "mixing", "movement", "product"]
 
@@ -49,6 +50,7 @@ def lower(graph: ir.Graph, feeds: Mapping[str, Array], share: Share | None = Non
     for value in graph.outputs:
         _finish(low, value, dtypes)
     fuse(low.draft)
+    pad_channels(low.draft)
     return low.draft
 
 

@@ -244,6 +244,7 @@ class Convolution(Operator):
     transposed: Count = 0
     groups: Count = 1
     form: Count = 1
+    filters: Count
     weights: Weights = ()
     residual_index: MaybeRead = None
 

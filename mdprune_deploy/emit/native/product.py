@@ -114,6 +114,7 @@ def convolution(low: Lowering, node: ir.Node) -> None:
             index=_index(low, indices),
             transposed=int(transposed),
             groups=groups,
+            filters=len(weight),
             **_weight(low, node, weight, groups),
             **windows,
         )
@@ -135,6 +136,7 @@ def _matrix_product(
             shift=_shift(low, bias),
             index=_index(low, indices),
             spatial=0,
+            filters=len(weight),
             **_weight(low, node, weight, 1),
         )
     )

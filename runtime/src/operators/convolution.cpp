@@ -80,6 +80,10 @@ class Completion {
 void read_weights(Words& words, Convolution& made, std::size_t taps) {
   cpu::Convolution& c = made.constant;
   const bool packed = words.below(2) == 1;
+  c.stored_filters = words.next();
+  require(c.stored_filters == c.filters || (c.groups == 1 && c.stored_filters < c.filters &&
+                                            (c.stored_filters + 15) / 16 == (c.filters + 15) / 16),
+          "the weights' filters are not the output's");
   const std::uint32_t count = words.next();
   require(c.filters % c.groups == 0, "the filters do not divide into the groups");
   if (packed) {
@@ -98,9 +102,9 @@ void read_weights(Words& words, Convolution& made, std::size_t taps) {
   }
   require(c.groups == 1, "a convolution of slabs has groups");
   require(count >= 1, "a convolution has no weight");
-  Completion completion(c.filters);
+  Completion completion(c.stored_filters);
   for (std::uint32_t k = 0; k < count; ++k) {
-    cpu::Slab slab = read_slab(words, taps, c.filters);
+    cpu::Slab slab = read_slab(words, taps, c.stored_filters);
     completion.take(slab);
     if (!slab.joins) c.reduction += slab.used_rows;
     made.slabs.push_back(slab);
