@@ -106,7 +106,7 @@ def measure(bundle_dir: Path, setup: str, threads: int, domains: Sequence[str]) 
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
         return Series(setup, (), f"the process that measures failed: {lines[-1]}")
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout.splitlines()[-1])  # libraries may print, too
     return Series(setup, tuple(Step(**row) for row in rows))
 
 

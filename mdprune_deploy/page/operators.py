@@ -10,6 +10,8 @@ from .tables import folded, legend, paragraph, section, table
 LEFT, RIGHT, TOP, ROW, AXIS = 250.0, 120.0, 8.0, 17.0, 34.0
 MOST = 60
 """Operators that a picture shows; more are the fastest ones together."""
+COMMON = 8
+"""Characters of a common beginning that are left out."""
 DOMAINS = 6
 """Domains that have a picture."""
 
@@ -93,8 +95,8 @@ def _picture(profile: dict[str, Any]) -> str:
         picture.text(x, bottom + 15, tick_label(mark), "tick", "middle")
     picture.text((LEFT + WIDTH - RIGHT) / 2, bottom + 31, "microseconds", "tick", "middle")
     picture.text(WIDTH, bottom + 15, "over floor", "tick", "end")
-    for index, row in enumerate(rows):
-        _row(picture, row, TOP + index * ROW, scale)
+    for index, (row, label) in enumerate(zip(rows, labels_of(rows), strict=True)):
+        _row(picture, row, label, TOP + index * ROW, scale)
     if not rest:
         return str(picture)
     time = sum(row["us"] for row in rest)
@@ -102,14 +104,23 @@ def _picture(profile: dict[str, Any]) -> str:
     return str(picture) + paragraph(words, "how")
 
 
-def _row(picture: Picture, row: dict[str, Any], y: float, scale: float) -> None:
+def labels_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Returns the operators' names without a long beginning that all of them have."""
+    names = [row["name"] or row["kind"] for row in rows]
+    first, last = min(names), max(names)  # what these two share all share
+    ends = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    same = next(ends, len(first))
+    return [f"…{name[same:]}" for name in names] if same >= COMMON and len(names) > 1 else names
+
+
+def _row(picture: Picture, row: dict[str, Any], label: str, y: float, scale: float) -> None:
     kind = "compute" if row["bound"] == "compute" else "moved"
     name = f"{row['name']} ({row['kind']})" if row["name"] else row["kind"]
     hover = (
         f"{name}: {number(row['us'])} us, floor {number(row['floor_us'])} us by {row['bound']}, "
         f"{row['macs']:,} MACs, {row['bytes']:,} bytes"
     )
-    picture.text(LEFT - 8, y + 12, shorten(name, LEFT - 12), "label", "end", name)
+    picture.text(LEFT - 8, y + 12, shorten(label, LEFT - 12), "label", "end", name)
     picture.rect(LEFT, y + 3, row["us"] * scale, 11, f"{kind} light", hover)
     picture.rect(LEFT, y + 3, row["floor_us"] * scale, 11, f"{kind} solid", hover)
     end = LEFT + row["us"] * scale

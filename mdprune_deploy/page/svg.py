@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH = 920
-CHARACTER = 6.6
+CHARACTER = 7.0
 """Pixels that a character of a label takes, about."""
 
 

@@ -13,7 +13,7 @@ from mdprune_deploy.page import render
 from mdprune_deploy.page.latency import groups_of
 from mdprune_deploy.page.machine import warnings
 from mdprune_deploy.page.memory import lines_of
-from mdprune_deploy.page.operators import DOMAINS, MOST
+from mdprune_deploy.page.operators import DOMAINS, MOST, labels_of
 
 VOID = {"meta"}
 
@@ -182,6 +182,14 @@ def test_operators_of_every_engine() -> None:
     words = "".join(page(tree).words)
     for name in ("native (avx512)", "native:cuda:float16 (cuda:0 sm_87 float16)"):
         assert f"{name}. Peak: 50.0 GMAC/s (stated); bandwidth: 50.0 GB/s (stated)." in words
+
+
+def test_a_beginning_that_all_operators_have_is_left_out() -> None:
+    names = ["/backbone/stages.0/Conv", "/backbone/stages.1/Conv", "/backbone/pool"]
+    rows = [OPERATORS[0] | {"name": name} for name in names]
+    assert labels_of(rows) == ["…stages.0/Conv", "…stages.1/Conv", "…pool"]
+    assert labels_of(rows[:1]) == names[:1]
+    assert labels_of([*rows, OPERATORS[1] | {"name": ""}]) == [*names, "Pool"]
 
 
 def test_many_operators_and_domains_are_cut_and_said() -> None:
