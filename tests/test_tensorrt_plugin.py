@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tensorrt_build import bundle
+from test_tensorrt_build import bundle, needs_rtx
 from test_tensorrt_target import example, nodes, residual_checkpoint
 
 import mdprune_deploy as mdp
@@ -146,3 +146,36 @@ def test_a_bundle_with_other_weights_is_refused(tmp_path: Path) -> None:
     shape = node.run(root / "native", x).shape
     with pytest.raises(AssertionError, match="no bundle has the weight file"):
         run_node(tmp_path, root, wrong, x, shape, None, False)
+
+
+@needs_rtx
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_rtx_builds_engines_with_the_plugin(precision: str) -> None:
+    """TensorRT's parser and builder, of the edition that needs no GPU, take the library's nodes."""
+    import tensorrt_rtx as trt
+
+    assert BUILD is not None
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    library = Path(BUILD) / "tensorrt/libmdprune_tensorrt.so"
+    handle = builder.get_plugin_registry().load_library(str(library))
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    path = bundle() / f"tensorrt/first.{precision}.onnx"
+    assert parser.parse_from_file(str(path)), parser.get_error(0)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    plugins = [layer for layer in layers if layer.type == trt.LayerType.PLUGIN_V3]
+    assert [tuple(layer.get_output(0).shape) for layer in plugins] == [
+        (-1, node.filters, 8, 8) for node in nodes(path)
+    ]
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("x", *[(1, 3, 8, 8)] * 3)
+    config.add_optimization_profile(profile)
+    data = bytes(builder.build_serialized_network(network, config))
+    assert data.count(b"GatherConv") >= len(plugins)
+    for file in nodes(path)[0].files:
+        assert file.sha256.encode() in data, "the engine names the weights"
+    del parser, network, builder, handle
