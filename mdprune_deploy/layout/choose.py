@@ -36,9 +36,9 @@ PANEL = 64
 """Filters that are packed at once."""
 LINE_NS = 1.1
 """Time to pack one cache line beyond reading it packed, measured by `python -m benchmarks.packing`
-on an AMD EPYC with AVX-512, the weights in no cache: 0.8 to 1.9 by size."""
+on an AMD EPYC with AVX-512, the weights in no cache: 1.1 and 1.2 in two runs."""
 GROUP_NS = 140.0
-"""Time to prepare a slab's bit sets for one panel, measured so too: 110 to 155 by size."""
+"""Time to prepare a slab's bit sets for one panel, measured so too: 140 and 160 in two runs."""
 
 
 @dataclass(frozen=True, eq=False)
