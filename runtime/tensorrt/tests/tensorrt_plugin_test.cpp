@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <deque>
@@ -278,6 +279,14 @@ TEST(Plugin, RefusesFieldsThatContradictEachOther) {
 
 // With a bundle
 
+bool has_device() {
+#ifdef MDPRUNE_TENSORRT_EMULATED
+  return true;
+#else
+  return ::access("/dev/nvidia0", F_OK) == 0 || ::access("/dev/nvhost-gpu", F_OK) == 0;
+#endif
+}
+
 class WithBundle : public testing::Test {
  protected:
   WithBundle() {
@@ -295,6 +304,10 @@ class WithBundle : public testing::Test {
     ::remove((root_ + "/native/w.bin").c_str());
     ::remove((root_ + "/native").c_str());
     ::remove(root_.c_str());
+  }
+
+  void SetUp() override {
+    if (!has_device()) GTEST_SKIP() << "there is no GPU";
   }
 
   std::string root_;
