@@ -52,15 +52,14 @@ struct Waiting {
   uint4 chunks[loads];
 };
 
-// `to` is a place in shared memory, null reads zeros.
+// To a place in shared memory; zeros, and nothing is read, if not `valid`.
 template <int loads>
-__device__ __forceinline__ void fetch_chunk(uint4* to, const void* from, const void* anything,
+__device__ __forceinline__ void fetch_chunk(uint4* to, const void* from, bool valid,
                                             Waiting<loads>& waiting, int load) {
   if constexpr (kAsyncCopies) {
-    copy_async(to, from != nullptr ? from : anything, from != nullptr ? 16 : 0);
+    copy_async(to, from, valid ? 16 : 0);
   } else {
-    waiting.chunks[load] =
-        from != nullptr ? __ldg(static_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
+    waiting.chunks[load] = valid ? __ldg(static_cast<const uint4*>(from)) : make_uint4(0, 0, 0, 0);
   }
 }
 
@@ -77,69 +76,70 @@ struct Place {
   __device__ __forceinline__ bool advance(const WindowArguments& w, int by, int length) {
     at += by;
     if (at < length) return false;
-    for (; at >= length && tap.z < w.kernel[0]; at -= length) tap.next(w);
+    for (; at >= length; at -= length) tap.next(w);
     return true;
   }
 };
 
+// Pixels are as far apart as leaves their turn in x_place the same.
 template <typename T, class Tile>
 class XRuns {
  public:
   __device__ __forceinline__ void begin(const ConvolutionSource& s, const Pixel* pixels, int group,
                                         int step) {
-    pixels_ = pixels;
+    const int chunk = static_cast<int>(threadIdx.x) % 4;
+    const int pixel = static_cast<int>(threadIdx.x) / 4;
+    pixels_ = pixels + pixel;
+    first_place_ = x_place(pixel, chunk);
     chunks_ = s.reduction / kChunk<T>;
     channels_ = s.channels + group * chunks_;
-    place_.begin(s.window, step * 4 + static_cast<int>(threadIdx.x) % 4, chunks_);
+    place_.begin(s.window, step * 4 + chunk, chunks_);
     find(s);
+    channel_ = __ldg(channels_ + place_.at);
   }
 
   __device__ __forceinline__ void fetch(const ConvolutionSource& s, uint4* stage) {
-    const T* const x = static_cast<const T*>(s.x);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const T* from = nullptr;
-      if (positions_[i] >= 0) {
-        from = x + static_cast<long long>(positions_[i]) * s.in_channels + channel_;
-      }
-      fetch_chunk(stage + x_place(pixel(i), static_cast<int>(threadIdx.x) % 4), from, s.x, waiting_,
+      fetch_chunk(stage + first_place_ + i * kApart * 4, data_[i] + channel_, inside_[i], waiting_,
                   i);
     }
-    if (place_.advance(s.window, 4, chunks_)) {
-      find(s);
-    } else {
-      channel_ = __ldg(channels_ + place_.at);
-    }
+    if (place_.advance(s.window, 4, chunks_)) find(s);
+    channel_ = __ldg(channels_ + place_.at);
   }
 
   __device__ __forceinline__ void store(uint4* stage) {
     if constexpr (!kAsyncCopies) {
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        stage[x_place(pixel(i), static_cast<int>(threadIdx.x) % 4)] = waiting_.chunks[i];
+        stage[first_place_ + i * kApart * 4] = waiting_.chunks[i];
       }
     }
   }
 
  private:
   static constexpr int kLoads = Tile::kPixels * 4 / Tile::kThreads;
+  static constexpr int kApart = Tile::kThreads / 4;
+  static_assert(kApart % 8 == 0, "x_place turns every 8 pixels");
 
-  __device__ __forceinline__ static int pixel(int load) {
-    return static_cast<int>(threadIdx.x) / 4 + load * (Tile::kThreads / 4);
-  }
   __device__ __forceinline__ void find(const ConvolutionSource& s) {
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i)
-      positions_[i] = locate(s.window, pixels_[pixel(i)], place_.tap);
-    channel_ = place_.at < chunks_ ? __ldg(channels_ + place_.at) : 0;
+    for (int i = 0; i < kLoads; ++i) {
+      const int position = locate(s.window, pixels_[i * kApart], place_.tap);
+      inside_[i] = position >= 0;
+      data_[i] = static_cast<const T*>(s.x) +
+                 (inside_[i] ? static_cast<long long>(position) * s.in_channels : 0);
+    }
   }
 
   const Pixel* pixels_;
   const std::int32_t* channels_;
+  int first_place_;
   int chunks_;
   int channel_;
   Place place_;
-  int positions_[kLoads];
+  const T* data_[kLoads];  // channel 0 of the pixels seen through the tap
+  bool inside_[kLoads];
   Waiting<kLoads> waiting_;
 };
 
@@ -193,80 +193,103 @@ class XElements {
 
 // The slab of the row that was read last, seen from one chunk of filters or one filter.
 template <typename T>
-struct Column {
-  const T* data = nullptr;  // null: not there
-  int slab = -1;
-  int rows = 0;
-  int stride = 0;
-
-  __device__ __forceinline__ const T* row(const ConvolutionSource& s, const Row& row, int tap,
-                                          int group, int entry, int entries, int chunk) {
-    if (row.slab < 0 || chunk >= s.chunks) return nullptr;
-    if (row.slab != slab) {
-      slab = row.slab;
-      const Slab found = s.slabs[slab];
-      const int at = slab * s.groups + group;
-      const int column = __ldg(s.columns + at * entries + entry);
-      rows = static_cast<int>(found.rows);
-      stride = __ldg(s.strides + at * s.chunks + chunk);
-      data = column >= 0 ? static_cast<const T*>(found.data) + column : nullptr;
-    }
-    return data != nullptr ? data + (tap * rows + row.row) * stride : nullptr;
+class Column {
+ public:
+  // `entry` of the `entries` that the columns of a slab and group have; chunk 0 stands in for one
+  // behind the last.
+  __device__ __forceinline__ void begin(const ConvolutionSource& s, int group, int entry,
+                                        int entries, int chunk) {
+    behind_ = chunk >= s.chunks;
+    group_ = group;
+    entry_ = behind_ ? 0 : entry;
+    entries_ = entries;
+    chunk_ = behind_ ? 0 : chunk;
+    slab_ = -1;
+    there_ = false;
+    rows_ = stride_ = 0;
+    data_ = static_cast<const T*>(s.x);
   }
+
+  // Says whether there is such a weight, else `from` is not to be read.
+  __device__ __forceinline__ bool find(const ConvolutionSource& s, const Row& row, int tap,
+                                       const T** from) {
+    if (row.slab != slab_ && row.slab >= 0) {
+      slab_ = row.slab;
+      const Slab found = s.slabs[slab_];
+      const int at = slab_ * s.groups + group_;
+      const int column = __ldg(s.columns + at * entries_ + entry_);
+      rows_ = static_cast<int>(found.rows);
+      stride_ = __ldg(s.strides + at * s.chunks + chunk_);
+      there_ = column >= 0 && !behind_;
+      data_ = static_cast<const T*>(found.data) + (column >= 0 ? column : 0);
+    }
+    *from = data_ + (tap * rows_ + row.row) * stride_;
+    return there_ && row.slab >= 0 && tap < s.window.taps;
+  }
+
+ private:
+  const T* data_;
+  bool there_;
+  bool behind_;
+  int group_;
+  int entry_;
+  int entries_;
+  int chunk_;
+  int slab_;
+  int rows_;
+  int stride_;
 };
 
+// Channels are as far apart as leaves their turn in w_place the same.
 template <typename T, class Tile>
 class WRuns {
  public:
   __device__ __forceinline__ void begin(const ConvolutionSource& s, int group, int filter,
                                         int step) {
-    group_ = group;
-    chunk_ = filter / kChunk<T> + static_cast<int>(threadIdx.x) % kChunks;
+    const int across = static_cast<int>(threadIdx.x) % kChunks;
+    const int first = static_cast<int>(threadIdx.x) / kChunks;
+    const int chunk = filter / kChunk<T> + across;
+    first_place_ = w_place<kChunks>(first, across);
+    column_.begin(s, group, chunk, s.chunks, chunk);
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int k = step * kDepth<T> + channel(i);
+      const int k = step * kDepth<T> + first + i * kApart;
       taps_[i] = k / s.reduction;
       at_[i] = k % s.reduction;
-      rows_[i] = next_row(s, i);
+      rows_[i] = s.rows[at_[i]];
     }
   }
 
   __device__ __forceinline__ void fetch(const ConvolutionSource& s, uint4* stage) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const T* const from = column_.row(s, rows_[i], taps_[i], group_, chunk_, s.chunks, chunk_);
-      fetch_chunk(stage + place(i), from, s.x, waiting_, i);
+      const T* from;
+      const bool valid = column_.find(s, rows_[i], taps_[i], &from);
+      fetch_chunk(stage + first_place_ + i * Tile::kThreads, from, valid, waiting_, i);
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       for (at_[i] += kDepth<T>; at_[i] >= s.reduction; at_[i] -= s.reduction) ++taps_[i];
-      rows_[i] = next_row(s, i);
+      rows_[i] = s.rows[at_[i]];
     }
   }
 
   __device__ __forceinline__ void store(uint4* stage) {
     if constexpr (!kAsyncCopies) {
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) stage[place(i)] = waiting_.chunks[i];
+      for (int i = 0; i < kLoads; ++i) {
+        stage[first_place_ + i * Tile::kThreads] = waiting_.chunks[i];
+      }
     }
   }
 
  private:
   static constexpr int kChunks = Tile::kFilters / kChunk<T>;
   static constexpr int kLoads = kDepth<T> * kChunks / Tile::kThreads;
+  static constexpr int kApart = Tile::kThreads / kChunks;
+  static_assert(kLoads == 1 || kApart % 8 == 0, "w_place turns every 8 channels");
 
-  __device__ __forceinline__ static int channel(int load) {
-    return static_cast<int>(threadIdx.x) / kChunks + load * (Tile::kThreads / kChunks);
-  }
-  __device__ __forceinline__ static int place(int load) {
-    return w_place<kChunks>(channel(load), static_cast<int>(threadIdx.x) % kChunks);
-  }
-  __device__ __forceinline__ Row next_row(const ConvolutionSource& s, int load) const {
-    return taps_[load] < s.window.taps ? s.rows[at_[load]] : Row{-1, 0};
-  }
-
-  int group_;
-  int chunk_;
+  int first_place_;
   int taps_[kLoads];
   int at_[kLoads];
   Row rows_[kLoads];
@@ -279,8 +302,8 @@ class WElements {
  public:
   __device__ __forceinline__ void begin(const ConvolutionSource& s, int group, int filter,
                                         int step) {
-    group_ = group;
-    filter_ = filter + static_cast<int>(threadIdx.x) % Tile::kFilters;
+    const int own = filter + static_cast<int>(threadIdx.x) % Tile::kFilters;
+    column_.begin(s, group, own, s.chunks * kChunk<T>, own / kChunk<T>);
     const int k = step * kDepth<T> + channel(0);
     tap_ = k / s.reduction;
     at_ = k % s.reduction;
@@ -289,12 +312,9 @@ class WElements {
   __device__ __forceinline__ void fetch(const ConvolutionSource& s, uint4*) {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const T* from = nullptr;
-      if (tap_ < s.window.taps) {
-        from = column_.row(s, s.rows[at_], tap_, group_, filter_, s.chunks * kChunk<T>,
-                           filter_ / kChunk<T>);
-      }
-      values_[i] = from != nullptr ? *from : from_float<T>(0.0F);
+      const T* from;
+      const bool valid = column_.find(s, s.rows[at_], tap_, &from);
+      values_[i] = valid ? *from : from_float<T>(0.0F);
       for (at_ += kStride; at_ >= s.reduction; at_ -= s.reduction) ++tap_;
     }
   }
@@ -318,8 +338,6 @@ class WElements {
     return static_cast<int>(threadIdx.x) / Tile::kFilters + load * kStride;
   }
 
-  int group_;
-  int filter_;
   int tap_;
   int at_;
   Column<T> column_;

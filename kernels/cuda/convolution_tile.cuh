@@ -37,20 +37,24 @@ class MmaSums {
   }
 
   __device__ __forceinline__ void multiply_step(const uint4* x, const uint4* w) {
+    // The lane's rows; 16 of either further on the chunks of a row are exchanged the same.
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    const uint4* const x_rows[2] = {x + x_place(pixel() + lane % 16, lane / 16),
+                                    x + x_place(pixel() + lane % 16, 2 + lane / 16)};
+    const uint4* w_rows[kColumns / 2];
+#pragma unroll
+    for (int j = 0; j < kColumns / 2; ++j) {
+      w_rows[j] = w + w_place<kRowChunks>(lane % 16, filter() / 8 + j * 2 + lane / 16);
+    }
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       unsigned left[kRows][4];
       unsigned right[kColumns / 2][4];
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        load_matrices(left[i], x + x_place(pixel() + i * 16 + lane % 16, k * 2 + lane / 16));
-      }
+      for (int i = 0; i < kRows; ++i) load_matrices(left[i], x_rows[k] + i * 16 * 4);
 #pragma unroll
       for (int j = 0; j < kColumns / 2; ++j) {
-        load_matrices_transposed(
-            right[j],
-            w + w_place<Tile::kFilters / 8>(k * 16 + lane % 16, filter() / 8 + j * 2 + lane / 16));
+        load_matrices_transposed(right[j], w_rows[j] + k * 16 * kRowChunks);
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
@@ -84,6 +88,7 @@ class MmaSums {
  private:
   static constexpr int kRows = Tile::kWarpPixels / 16;
   static constexpr int kColumns = Tile::kWarpFilters / 8;
+  static constexpr int kRowChunks = Tile::kFilters / 8;
 
   __device__ __forceinline__ static int pixel() {
     return static_cast<int>(threadIdx.x) / 32 % Tile::kWarpsAlong * Tile::kWarpPixels;

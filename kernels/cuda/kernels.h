@@ -43,7 +43,7 @@ struct Slab {
 };
 
 // Which stored row a reduction channel reads: none (zeros) if slab < 0.
-struct Row {
+struct alignas(8) Row {
   std::int32_t slab;
   std::int32_t row;
 };

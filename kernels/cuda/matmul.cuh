@@ -36,12 +36,12 @@ class LoadMatrix {
       const int at = static_cast<int>(threadIdx.x) + i * threads;
       const int y = row + at / kAcross;
       const int x = column + at % kAcross * (runs ? kChunk<T> : 1);
-      const T* const from =
-          y < height_ && x < width_ ? data_ + static_cast<long long>(y) * width_ + x : nullptr;
+      const bool inside = y < height_ && x < width_;
+      const T* const from = data_ + (inside ? static_cast<long long>(y) * width_ + x : 0);
       if constexpr (runs) {
-        fetch_chunk(stage + place(at / kAcross, at % kAcross), from, data_, waiting_, i);
+        fetch_chunk(stage + place(at / kAcross, at % kAcross), from, inside, waiting_, i);
       } else {
-        values_[i] = from != nullptr ? *from : from_float<T>(0.0F);
+        values_[i] = inside ? *from : from_float<T>(0.0F);
       }
     }
   }
