@@ -342,12 +342,13 @@ def test_unknown_names() -> None:
     refused(mdprune("bench", bundle(), "--seconds", "nan"), 2, "seconds is nan")
 
 
-def test_a_missing_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mdprune_deploy.engines.native.library_path", lambda: None)
     refused(mdprune("bench", bundle(), "--engine", "native"), 7, "native")
     refused(mdprune("bench", bundle(), "--engine", "tensorrt"), 7, "tensorrt")
+    out = tmp_path / "out"
     refused(
-        mdprune("compile", checkpoint(), "-o", "out", "--target", "tensorrt"), 7, "native runtime"
+        mdprune("compile", checkpoint(), "-o", out, "--target", "tensorrt"), 7, "native runtime"
     )
 
 
