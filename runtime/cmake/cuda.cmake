@@ -56,7 +56,7 @@ set_target_properties(mdprune_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static
 set_target_properties(mdprune_cuda PROPERTIES RULE_LAUNCH_COMPILE
   "${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_output.sh <OBJECT>.ptxas")
 target_compile_options(mdprune_cuda PRIVATE
-  "$<$<COMPILE_LANGUAGE:CUDA>:${generate};-Xptxas=-v;-Xcompiler=-Wall,-Wextra>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:${generate};-Xfatbin=-compress-all;-Xptxas=-v;-Xcompiler=-Wall,-Wextra>")
 if(CMAKE_COMPILE_WARNING_AS_ERROR)  # nvcc knows it from CMake, the compiler of the host from here
   target_compile_options(mdprune_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Werror>)
 endif()
