@@ -34,6 +34,7 @@ Epilogue make_epilogue(const Convolution& c) {
   e.residual_index = c.residual_index;
   e.residual_channels = static_cast<std::int32_t>(c.residual_channels);
   e.filters = static_cast<std::int32_t>(c.filters);
+  e.stored = static_cast<std::int32_t>(c.stored_filters);
   e.activation = c.activation;
   e.y2 = c.y2;
   e.scale2 = c.scale2;

@@ -19,7 +19,7 @@ int launch_kernel(const Depthwise& d, const Launch& launched) {
   a.epilogue.scale = d.scale;
   a.epilogue.shift = d.shift;
   a.epilogue.residual = d.residual;
-  a.epilogue.filters = static_cast<std::int32_t>(d.filters);
+  a.epilogue.filters = a.epilogue.stored = static_cast<std::int32_t>(d.filters);
   a.epilogue.activation = d.activation;
   a.epilogue.vectors = count > 1;
   a.in_channels = static_cast<int>(d.in_channels);

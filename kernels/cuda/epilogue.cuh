@@ -16,6 +16,7 @@ struct Epilogue {
   const std::int32_t* residual_index;
   std::int32_t residual_channels;
   std::int32_t filters;  // of a pixel of y
+  std::int32_t stored;   // those that have weights; y is 0 behind them: zero weights meet it
   Activation activation;
   void* y2;
   const float* scale2;
@@ -85,6 +86,15 @@ __device__ __forceinline__ void activate_all(float (&values)[count], const Activ
   }
 }
 
+// Those of `values` from number `begin` on.
+template <int count>
+__device__ __forceinline__ void clear_from(float (&values)[count], int begin) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    if (i >= begin) values[i] = 0.0F;
+  }
+}
+
 // Sums of `valid` <= count filters of one pixel.
 template <typename T, int count>
 __device__ __forceinline__ void finish(const Epilogue& e, float (&values)[count], long long pixel,
@@ -110,10 +120,12 @@ __device__ __forceinline__ void finish(const Epilogue& e, float (&values)[count]
     for (int i = 0; i < count; ++i) values[i] += added[i];
   }
   activate_all(values, e.activation);
+  clear_from(values, e.stored - filter);
   store_values(static_cast<T*>(e.y) + at, values, valid, vectors);
   if (e.y2 == nullptr) return;
   scale_and_shift(values, e.scale2, e.shift2, filter, valid);
   activate_all(values, e.activation2);
+  clear_from(values, e.stored - filter);
   store_values(static_cast<T*>(e.y2) + at, values, valid, vectors);
 }
 

@@ -63,12 +63,13 @@ struct Convolution {
   Window window;
   bool transposed;
   std::size_t groups;
-  std::size_t in_channels;  // of x, all of them
-  std::size_t filters;      // of y, all groups
-  std::size_t reduction;    // channels read per group, padded
-  std::size_t chunks;       // of filters per slab and group, padded to 8 filters
-  bool x_runs;              // every chunk of the reduction is one aligned run of x
-  bool w_runs;              // every chunk of filters is one aligned run of every stored row
+  std::size_t in_channels;     // of x, all of them
+  std::size_t filters;         // of y, all groups
+  std::size_t stored_filters;  // those that have weights; y is 0 behind them
+  std::size_t reduction;       // channels read per group, padded
+  std::size_t chunks;          // of filters per slab and group, padded to 8 filters
+  bool x_runs;                 // every chunk of the reduction is one aligned run of x
+  bool w_runs;                 // every chunk of filters is one aligned run of every stored row
   // groups x reduction positions in x; of the chunks' beginnings if x_runs.
   const std::int32_t* channels;
   const Row* rows;  // reduction, the same for all groups

@@ -12,7 +12,7 @@
 namespace mdprune::cuda {
 
 // Changes with everything that the two libraries share: this table and the structures of kernels.h.
-constexpr std::uint32_t kLibraryVersion = 1;
+constexpr std::uint32_t kLibraryVersion = 2;
 
 struct DeviceInfo {
   char name[256];

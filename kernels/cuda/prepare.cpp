@@ -226,6 +226,7 @@ Convolution bind(const cpu::Convolution& c, Type type, const ConvolutionTables& 
   bound.groups = c.groups;
   bound.in_channels = c.in_channels;
   bound.filters = c.filters;
+  bound.stored_filters = c.stored_filters;
   bound.reduction = tables.reduction;
   bound.chunks = tables.chunks;
   bound.x_runs = tables.x_runs;

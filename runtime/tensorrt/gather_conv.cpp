@@ -58,7 +58,7 @@ cpu::Convolution described(const Node& node, std::vector<cpu::Slab>& slabs) {
   c.window = node.window(node.kernel[0], node.kernel[1]);
   c.groups = 1;
   c.in_channels = node.channels;
-  c.filters = node.filters;
+  c.filters = c.stored_filters = node.filters;
   c.reduction = node.reduction;
   c.index = node.index;
   c.slabs = slabs.data();

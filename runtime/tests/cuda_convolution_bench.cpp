@@ -79,7 +79,7 @@ struct Problem {
                           {1, s.stride, s.stride}, {1, 1, 1},     {0, s.kernel / 2, s.kernel / 2}};
     convolution.groups = 1;
     convolution.in_channels = channels;
-    convolution.filters = s.filters / 2;
+    convolution.filters = convolution.stored_filters = s.filters / 2;
     convolution.reduction = s.channels / 2;
     convolution.slabs = &slab;
     convolution.slab_count = 1;
