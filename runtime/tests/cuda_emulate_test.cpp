@@ -105,7 +105,6 @@ __global__ void divergent_barrier() {
 }
 
 TEST(CudaEmulateDeathTest, ReportsLanesThatDoNotMeet) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(launch(divergent_barrier, 1, 32, 0, nullptr), "lanes meet at two instructions");
 }
 
