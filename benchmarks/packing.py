@@ -181,6 +181,7 @@ def make_case(size: Size, mebibytes: int, folder: Path) -> Case:
                 index=writer.constant(index.astype(np.int32), Place.DATA),
                 spatial=0,
                 form=int(size.slabs == 0),
+                filters=len(used.filters),
                 weights=weights,
             )
         )

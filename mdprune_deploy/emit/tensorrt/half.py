@@ -60,7 +60,7 @@ def _check_range(value: ir.Value) -> None:
     if array.dtype != np.float32:
         return
     largest = float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-    if largest > np.finfo(np.float16).max:
+    if largest > float(np.finfo(np.float16).max):
         raise UnsupportedGraphError(
             f"constant {value.name!r} holds {largest:.3g}, beyond the range of float16"
         )
