@@ -28,13 +28,13 @@ import onnx_ir as ir
 
 from .bundle import Bundle, read_bundle
 from .checkpoint import Checkpoint, load_checkpoint
-from .emit.external import write_model
+from .emit.external import read_model, write_model
 from .emit.mapped import write_mapped
 from .emit.tensorrt.verify import in_half, model_error, tolerance
 from .engines.cuda import CudaEngine
 from .engines.native import NativeEngine
 from .engines.ort import OnnxRuntimeEngine, Variant
-from .errors import BackendUnavailableError, BundleError, VerificationError
+from .errors import BackendUnavailableError, VerificationError
 from .evaluate import Array, constant_array, evaluate
 from .layout.nchwc import host_layout
 from .layout.store import StoreWriter
@@ -205,7 +205,7 @@ class _DomainVerifier:
     def _stored_error(
         self, files: OnnxFiles, removed: Removed, found: list[Case], batched: bool
     ) -> Error:
-        model = _load(self._root / files.portable)
+        model = read_model(self._root / files.portable)
         self._same_inputs(model, files.portable)
         widen(model.graph)
         error = largest_error(found, lambda feeds: evaluate(model.graph, feeds), batched=batched)
@@ -327,17 +327,6 @@ def _uses(layer: LayerFigures | None) -> tuple[int, int]:
     return (0, 0) if layer is None else (layer.params_dense, layer.params_used)
 
 
-def _load(path: Path) -> ir.Model:
-    """Reads a model and the tensors that it names."""
-    try:
-        model = ir.load(path)
-        for value in model.graph.initializers.values():
-            constant_array(value)
-    except Exception as error:  # onnx_ir raises whatever the damage leads to
-        raise BundleError(f"{path}: the model cannot be read: {error}") from error
-    return model
-
-
 def _first_changed_node(root: Path, files: OnnxFiles) -> str | None:
     """Returns the first node of the mapped model that this runtime would not make of the portable.
 
@@ -348,14 +337,14 @@ def _first_changed_node(root: Path, files: OnnxFiles) -> str | None:
     fitting = [variant for variant in files.mapped if layout and variant.isa == layout.isa]
     if layout is None or not fitting:
         return None
-    stored = _load(root / fitting[0].file)
+    stored = read_model(root / fitting[0].file)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         with StoreWriter(path.with_name("weights.bin")) as store:
-            proto = write_model(_load(root / files.portable), path, store, "")
+            proto = write_model(read_model(root / files.portable), path, store, "")
             store.flush()
             again = write_mapped(proto, path, store, "", layout)
-        fresh = _load(path.with_name(again.file))
+        fresh = read_model(path.with_name(again.file))
         for old, new in zip(stored.graph, fresh.graph, strict=False):
             if old.op_type != new.op_type or not _same_constants(old, new):
                 return f"{old.op_type} {old.name!r}"

@@ -1,4 +1,4 @@
-"""Writes an ONNX model whose weights lie in the shared store, as ONNX external data.
+"""Writes and reads ONNX models whose weights lie in the shared store, as ONNX external data.
 
 A model names a tensor by (`location`, `offset`, `length`); `location` is relative to the model's
 folder and must stay inside it, so models and `weights.bin` stand side by side. Operands of a few
@@ -15,6 +15,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from mdprune_deploy.errors import BundleError, UnsupportedGraphError
+from mdprune_deploy.evaluate import constant_array
 from mdprune_deploy.layout.store import StoreWriter
 
 INLINE_BELOW = 64
@@ -51,6 +53,35 @@ def write_model(model: ir.Model, path: Path, store: StoreWriter, domain: str) ->
     _drop_metadata(proto.graph)
     path.write_bytes(proto.SerializeToString(deterministic=True))
     return proto
+
+
+def check_model(path: Path, domain: str) -> None:
+    """Checks a model that was written.
+
+    Raises:
+        UnsupportedGraphError: It is not valid ONNX.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UnsupportedGraphError(
+            f"domain {domain!r}: the emitted model is not valid ONNX: {path.name}: {error}"
+        ) from error
+
+
+def read_model(path: Path) -> ir.Model:
+    """Reads a model and the tensors that it names.
+
+    Raises:
+        BundleError: It cannot be read.
+    """
+    try:
+        model = ir.load(path)
+        for value in model.graph.initializers.values():
+            constant_array(value)
+    except Exception as error:  # onnx_ir raises whatever the damage leads to
+        raise BundleError(f"{path}: the model cannot be read: {error}") from error
+    return model
 
 
 @contextlib.contextmanager

@@ -15,16 +15,14 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
-import onnx
 import onnx_ir as ir
 
-from mdprune_deploy.emit.external import write_model
+from mdprune_deploy.emit.external import check_model, write_model
 from mdprune_deploy.emit.mapped import write_mapped
 from mdprune_deploy.errors import UnsupportedGraphError
 from mdprune_deploy.layout.nchwc import BlockedLayout
-from mdprune_deploy.layout.store import StoreWriter
+from mdprune_deploy.layout.store import ClosesStore, StoreWriter
 from mdprune_deploy.manifest import DomainModel, MappedVariant, OnnxFiles, TensorSpec
 
 FOLDER = "onnx"
@@ -50,7 +48,7 @@ def file_stems(domains: Sequence[str]) -> dict[str, str]:
     return stems
 
 
-class OnnxTarget:
+class OnnxTarget(ClosesStore):
     """Writes the target, one domain at a time, so that only one domain's weights are in memory.
 
     Use it as a context manager; the store is complete when the block is left.
@@ -83,17 +81,6 @@ class OnnxTarget:
         self.store = StoreWriter(self._folder / weights)
         self._weights = weights
 
-    def __enter__(self) -> OnnxTarget:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.store.close()
-
     def add(self, domain: str, model: ir.Model, labels: Sequence[str] | None = None) -> DomainModel:
         """Writes one domain's models.
 
@@ -113,7 +100,7 @@ class OnnxTarget:
         path = self._folder / f"{self._stems[domain]}.onnx"
         proto = write_model(model, path, self.store, domain)
         self.store.flush()
-        _check(path, domain)
+        check_model(path, domain)
         mapped: tuple[MappedVariant, ...] = ()
         if self._layout is not None:
             variant = write_mapped(proto, path, self.store, domain, self._layout)
@@ -146,12 +133,3 @@ def _tensor_spec(domain: str, value: ir.Value) -> TensorSpec:
     shape = tuple(size if isinstance(size, int) else None for size in value.shape)
     dtype = ir.DataType.FLOAT if value.dtype == ir.DataType.DOUBLE else value.dtype
     return TensorSpec(value.name, shape, dtype.numpy().name)
-
-
-def _check(path: Path, domain: str) -> None:
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UnsupportedGraphError(
-            f"domain {domain!r}: the emitted model is not valid ONNX: {error}"
-        ) from error

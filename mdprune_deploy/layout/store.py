@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -164,3 +164,24 @@ class StoreWriter:
     def bytes_private(self) -> int:
         """Bytes of the tensors that one domain names; padding is not counted."""
         return sum(ref.length for ref, owners in self._owners.items() if len(owners) == 1)
+
+
+class ClosesStore:
+    """A context manager that closes a store at the end.
+
+    Attributes:
+        store: The store.
+    """
+
+    store: StoreWriter
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.store.close()

@@ -18,13 +18,13 @@ import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import onnx_ir as ir
 
 from ...errors import UnsupportedGraphError
 from ...evaluate import Array
+from ...layout.store import ClosesStore
 from ...manifest import NativeFiles
 from ...passes.elements import Indices
 from ...report import LayerFigures, WeightLayout
@@ -53,7 +53,7 @@ LARGE = 4096
 """Bytes from which on a constant that is no weight lies in the weight file too."""
 
 
-class NativeTarget:
+class NativeTarget(ClosesStore):
     """Writes the target: drafts are collected domain by domain, files are written at the end.
 
     Use it as a context manager.
@@ -81,17 +81,6 @@ class NativeTarget:
         self._shared = SharedWeights(self._files, record)
         self.placed: Mapping[int, Placed] = {}
         self._pending: dict[str, _Pending] = {}
-
-    def __enter__(self) -> NativeTarget:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.store.close()
 
     def discard(self) -> None:
         """Removes all that was written; nothing can be added after that."""

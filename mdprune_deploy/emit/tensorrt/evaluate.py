@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import BundleError
-from ...evaluate import Array, constant_array, evaluate, evaluate_node
+from ...evaluate import Array, evaluate, evaluate_node
 from ...precision import widen
+from ..external import read_model
 from .node import DOMAIN, OP_TYPE, GatherConv, parse
 
 
@@ -23,12 +24,7 @@ def load_model(path: Path) -> ir.Model:
     Raises:
         BundleError: It cannot be read, or a plug-in node contradicts itself.
     """
-    try:
-        model = ir.load(path)
-        for value in model.graph.initializers.values():
-            constant_array(value)
-    except Exception as error:  # onnx_ir raises whatever the damage leads to
-        raise BundleError(f"{path}: the model cannot be read: {error}") from error
+    model = read_model(path)
     for node in model.graph:
         if node.domain == DOMAIN:
             if node.op_type != OP_TYPE:

@@ -18,19 +18,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
-import onnx
 import onnx_ir as ir
 
 from ...errors import UnsupportedGraphError
 from ...evaluate import Array, evaluate
-from ...layout.store import StoreWriter
+from ...layout.store import ClosesStore, StoreWriter
 from ...layout.union import FLOAT
 from ...manifest import TensorrtFiles, TensorrtModel
 from ...passes.lower import fold_batch_norms, to_float32
 from ...report import PluginChoice, WeightLayout
-from ..external import write_model
+from ..external import check_model, write_model
 from ..native.shared import Placed
 from ..native.target import FOLDER as NATIVE
 from .choose import choose
@@ -43,7 +41,7 @@ WEIGHTS = "weights.bin"
 PRECISIONS = ("fp32", "fp16")
 
 
-class TensorrtTarget:
+class TensorrtTarget(ClosesStore):
     """Writes the target: stock models domain by domain, those with plug-in nodes at the end.
 
     Use it as a context manager.
@@ -68,17 +66,6 @@ class TensorrtTarget:
         self.lacking: list[tuple[str, str]] = []
         self._pending: dict[str, _Pending] = {}
         self._models: dict[str, list[TensorrtModel]] = {}
-
-    def __enter__(self) -> TensorrtTarget:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.store.close()
 
     def add(
         self, domain: str, stock: ir.Model, gathered: ir.Model, feeds: Mapping[str, Array]
@@ -186,12 +173,7 @@ class TensorrtTarget:
         path = self._folder / f"{stem}.{precision}.onnx"
         write_model(model, path, self.store, domain)
         self.store.flush()
-        try:
-            onnx.checker.check_model(str(path), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise UnsupportedGraphError(
-                f"domain {domain!r}: the emitted {path.name} is not valid ONNX: {error}"
-            ) from error
+        check_model(path, domain)
         entry = TensorrtModel(f"{FOLDER}/{path.name}", precision, plugins, 0.0)
         self._models[domain].append(entry)
 
