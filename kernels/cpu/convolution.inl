@@ -757,37 +757,6 @@ class Tiling {
   std::size_t even_, longer_;  // length of a tile, and how many are one longer, where phases_ is 1
 };
 
-// How a convolution is cut: panels that a unit of work takes, and rows and taps of a pass.
-struct Cut {
-  static constexpr std::size_t kMaxPanels = 32;
-
-  std::size_t panels, rows, taps;
-  bool merged;  // whether taps of a kernel's row may count as one
-
-  // `sharing`: workers that share the panels.
-  Cut(const Convolution& call, std::size_t sharing) {
-    const Panels all(call.filters / call.groups);
-    const Window& w = call.window;
-    const std::size_t every_tap = w.kernel[0] * w.kernel[1] * w.kernel[2];
-    const std::size_t widest = kPanelBlocks * kBlock;
-    // Tiles need not be full.
-    const std::size_t pixels = call.batch * w.output[0] * w.output[1] * w.output[2];
-    const std::size_t kept = (pixels + kMaxPixels - 1) / kMaxPixels * kMaxPixels * 2;
-    const std::size_t at_once = kPanel / (widest * every_tap * call.reduction);
-    const std::size_t waiting = kPartial / (widest * kept);
-    const std::size_t share = (all.count + sharing - 1) / sharing;
-    const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
-    panels = std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
-    const std::size_t fit = std::min(kPanel / (all.first_block(panels) * kBlock), kMaxRows);
-    rows = std::min(call.reduction, fit);
-    taps = std::min({every_tap, fit / rows, kMaxTaps});
-    const std::size_t across = w.kernel[2];
-    merged = across > 1 && !call.transposed && rows == call.reduction && taps >= across &&
-             across * rows <= kMaxRows;
-    if (merged) taps -= taps % across;
-  }
-};
-
 // Tells whether workers share the pixels of a convolution, so that each packs all of its weights,
 // and not the filters. Pixels are better where activations are more than weights: a worker then
 // reads the activations that it wrote, and no two write into one cache line.
@@ -800,10 +769,37 @@ inline bool shares_pixels(const Convolution& call, std::size_t workers) {
   return workers > 1 && pixels >= 4 * kMaxPixels * workers && activations >= weights;
 }
 
-// How a convolution is cut for so many workers.
-inline Cut cut_for(const Convolution& call, std::size_t workers) {
-  return Cut(call, shares_pixels(call, workers) ? 1 : workers);
-}
+// How a convolution is cut: panels that a unit of work takes, and rows and taps of a pass.
+struct Cut {
+  static constexpr std::size_t kMaxPanels = 32;
+
+  std::size_t panels, rows, taps;
+  bool merged;         // whether taps of a kernel's row may count as one
+  bool shares_pixels;  // whether workers share the pixels, not the panels
+
+  Cut(const Convolution& call, std::size_t workers)
+      : shares_pixels(conv::shares_pixels(call, workers)) {
+    const Panels all(call.filters / call.groups);
+    const Window& w = call.window;
+    const std::size_t every_tap = w.kernel[0] * w.kernel[1] * w.kernel[2];
+    const std::size_t widest = kPanelBlocks * kBlock;
+    // Tiles need not be full.
+    const std::size_t pixels = call.batch * w.output[0] * w.output[1] * w.output[2];
+    const std::size_t kept = (pixels + kMaxPixels - 1) / kMaxPixels * kMaxPixels * 2;
+    const std::size_t at_once = kPanel / (widest * every_tap * call.reduction);
+    const std::size_t waiting = kPartial / (widest * kept);
+    const std::size_t share = shares_pixels ? all.count : (all.count + workers - 1) / workers;
+    const std::size_t most = call.packed != nullptr ? at_once : std::max(at_once, waiting);
+    panels = std::min({std::max(most, std::size_t{1}), share, kMaxPanels});
+    const std::size_t fit = std::min(kPanel / (all.first_block(panels) * kBlock), kMaxRows);
+    rows = std::min(call.reduction, fit);
+    taps = std::min({every_tap, fit / rows, kMaxTaps});
+    const std::size_t across = w.kernel[2];
+    merged = across > 1 && !call.transposed && rows == call.reduction && taps >= across &&
+             across * rows <= kMaxRows;
+    if (merged) taps -= taps % across;
+  }
+};
 
 // Part of the reduction.
 struct Range {
@@ -887,7 +883,7 @@ class Unit {
       upcoming_ = Ahead(call, pass_at(0, 0), share_end_, Ahead::kAll * following / panels.count);
     } else if (parallel.next != nullptr) {
       const Convolution& next = *parallel.next;
-      const Cut its = cut_for(next, parallel.workers);
+      const Cut its(next, parallel.workers);
       const std::size_t of = Panels(next.filters / next.groups).count;
       upcoming_ = Ahead(next, {0, its.taps, 0, its.rows}, 0, Ahead::kAll * its.panels / of);
     }
@@ -1182,10 +1178,10 @@ inline void convolution(const Convolution& call, const Parallel& parallel) {
                                    clamp2.all,
                                    &call};
   const std::size_t panels = conv::Panels(call.filters / call.groups).count;
-  const conv::Cut cut = conv::cut_for(call, parallel.workers);
+  const conv::Cut cut(call, parallel.workers);
   conv::Job job = {&call, &epilogue, &parallel, cut, panels, (panels + cut.panels - 1) / cut.panels,
                    1};
-  if (conv::shares_pixels(call, parallel.workers)) {
+  if (cut.shares_pixels) {
     job.shares = parallel.workers;
     return parallel.run(parallel.self, job.shares, conv::run_share, &job);
   }
