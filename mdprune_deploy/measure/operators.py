@@ -105,12 +105,12 @@ def work_of(operator: Operator, plan: Plan, size: int = 4) -> Work:
     if isinstance(operator, Convolution):
         x, y = plan.tensors[operator.x], plan.tensors[operator.y]
         used = x.shape[-1] if operator.index is None else elements([operator.index])
-        taps, filters = int(np.prod(operator.kernel)), y.shape[-1]
+        taps, filters = int(np.prod(operator.kernel)), operator.filters
         weights = taps * filters * used // operator.groups
-        positions = (x.elements // x.shape[-1], y.elements // filters)
-        moved = positions[0] * used + weights + elements(operator.writes())
-        if operator.residual is not None:
-            moved += y.elements
+        # Channels behind the last filter are not counted: nobody reads them.
+        positions = (x.elements // x.shape[-1], y.elements // y.shape[-1])
+        maps = len(operator.writes()) + (operator.residual is not None)
+        moved = positions[0] * used + weights + maps * positions[1] * filters
         return Work(positions[0 if operator.transposed else 1] * weights, size * moved)
     moved = elements([*operator.reads(), *operator.writes()])
     macs = 0

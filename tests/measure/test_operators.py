@@ -28,6 +28,17 @@ def test_a_convolution_by_hand() -> None:
     assert found == Work(16 * 6 * 4 * 9, 4 * (81 * 4 + 6 * 4 * 9 + 16 * 6))
 
 
+def test_channels_that_fill_a_cache_line_are_no_work() -> None:
+    graph = Graph((1, 4, 9, 9))
+    x = graph.op("Conv", graph.inputs[0], graph.weight(60, 4, 1, 1))
+    y = graph.op("Conv", x, graph.weight(6, 60, 1, 1))
+    plan = expect(graph, y)
+    first, second = works(plan, Convolution)
+    assert max(tensor.shape[-1] for tensor in plan.tensors if len(tensor.shape) == 4) == 64
+    assert first == Work(81 * 60 * 4, 4 * (81 * 4 + 60 * 4 + 81 * 60))
+    assert second == Work(81 * 6 * 60, 4 * (81 * 60 + 6 * 60 + 81 * 6))
+
+
 def test_groups_divide_the_work() -> None:
     graph = Graph((1, 4, 8, 8))
     y = graph.op("Conv", graph.inputs[0], graph.weight(6, 2, 1, 1), group=2)
